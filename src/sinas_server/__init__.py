@@ -1,0 +1,1 @@
+"""Sinas: a self-hosted platform for AI in products."""

@@ -1,0 +1,175 @@
+"""Language models: one port over every provider's wire format.
+
+The agent loop sees only these types. `Answer.native` is the provider's own form of the answer (JSON), journaled beside
+ours and handed back on the next request, so that thinking signatures and the like survive.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pydantic import JsonValue
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class MediaPart:
+    """An image, an audio clip or a file: bytes (base64) or an address the provider fetches."""
+
+    kind: Literal["image", "audio", "file"]
+    media_type: str
+    data_base64: str | None = None
+    url: str | None = None
+    filename: str | None = None
+    detail: Literal["low", "high", "auto"] | None = None
+
+
+Part = TextPart | MediaPart
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call the model asks for. `arguments` is JSON text exactly as the model wrote it (it may be invalid)."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class SystemMessage:
+    """Instructions."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class UserMessage:
+    """What the user said."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class AssistantMessage:
+    """What the model answered earlier."""
+
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    native: JsonValue = None
+
+
+@dataclass(frozen=True)
+class ToolMessage:
+    """The result of one call."""
+
+    call_id: str
+    name: str
+    content: str
+
+
+Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """A tool as the model sees it; `parameters` is a JSON Schema object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """One request to a model."""
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    temperature: float | None = None
+    max_tokens: int | None = None
+    output_schema: Mapping[str, JsonValue] | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """The next piece of the answer's text; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ThinkingDelta:
+    """The next piece of the model's visible reasoning; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The whole answer; always the last event of a stream."""
+
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    thinking: str = ""
+    native: JsonValue = None
+    usage: Usage = field(default_factory=Usage)
+    finish_reason: str = "stop"
+
+
+Event = TextDelta | ThinkingDelta | Answer
+
+
+class ProviderError(Exception):
+    """The provider refused or failed. `retryable` is true for overload, rate limits and network failures."""
+
+    def __init__(self, message: str, *, status: int | None = None, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retryable = retryable
+
+
+@dataclass(frozen=True)
+class ProviderConfig:
+    """How to reach a provider. `options` is its `config`: `organization_id`, `max_tokens`, the rules of `scripted`."""
+
+    type: Literal["openai", "anthropic", "mistral", "ollama", "scripted"]
+    api_key: str | None = None
+    endpoint: str | None = None
+    options: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+class LanguageModel(Protocol):
+    """A provider, ready to be asked."""
+
+    def stream(self, request: ModelRequest) -> AsyncIterator[Event]:
+        """Ask, and yield the answer as it arrives; the last event is `Answer`. Raises `ProviderError`.
+
+        Closing the iterator early closes the connection to the provider.
+        """
+        ...
+
+    async def list_models(self) -> list[str]:
+        """The names of the models it offers. Raises `ProviderError`."""
+        ...
+
+    async def close(self) -> None:
+        """Close its connections."""
+        ...

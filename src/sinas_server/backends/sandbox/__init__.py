@@ -1,0 +1,107 @@
+"""Running untrusted Python: the port that every driver (native namespaces, Docker) implements.
+
+What must hold inside is written in `docs/architecture/sandbox.md`; one contract test suite runs on every driver.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from pydantic import JsonValue
+
+Egress = Literal["public", "list", "none"]
+OnOutput = Callable[[Literal["stdout", "stderr"], str], None]
+
+
+class Ending(StrEnum):
+    """How an execution ended."""
+
+    OK = "ok"
+    ERROR = "error"  # the user's code raised, or returned something that is not JSON
+    TIMEOUT = "timeout"  # the wall-clock limit was hit
+    MEMORY = "memory"  # the memory limit was hit
+    OUTPUT_TOO_LARGE = "output_too_large"
+    DIED = "died"  # the process vanished: killed, crashed or out of CPU time
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one execution may use; the whole process tree counts together."""
+
+    wall_seconds: float = 300.0
+    memory_bytes: int = 512 << 20
+    cpus: float = 1.0
+    processes: int = 32
+    tmp_bytes: int = 100 << 20
+    result_bytes: int = 6 << 20
+    log_bytes: int = 1 << 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """One execution: the code and everything it is given."""
+
+    code: str
+    entry_points: tuple[str, ...]
+    """Names of the function to call, tried in this order: `handler`, then the legacy name."""
+    input: JsonValue
+    context: Mapping[str, JsonValue]
+    limits: Limits = field(default_factory=Limits)
+    egress: Egress = "public"
+    filename: str = "function.py"
+    """Shown in tracebacks."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task."""
+
+    ending: Ending
+    result: JsonValue = None
+    error: str | None = None
+    """One line: the exception with its message, or which limit was hit and its value."""
+    traceback: str | None = None
+    """The Python traceback, starting at the user's own file."""
+    stdout: str = ""
+    stderr: str = ""
+    entry_point: str | None = None
+    """Which of `entry_points` was called; the caller logs a deprecation for the legacy one."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The pool at this moment."""
+
+    idle: int
+    in_use: int
+    max_size: int
+
+
+class SandboxUnavailable(Exception):
+    """No isolation level works on this machine; the message says why and what to do."""
+
+
+class Sandbox(Protocol):
+    """Runs tasks in fresh, isolated state. One object per worker process."""
+
+    async def start(self) -> None:
+        """Prepare the pool. Raises `SandboxUnavailable`."""
+        ...
+
+    async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
+        """Run one task in a sandbox never used before; never raises for what the task does.
+
+        Cancelling the awaiting task kills the execution and everything it started. `on_output` is called with
+        decoded text as it is printed.
+        """
+        ...
+
+    def stats(self) -> Stats:
+        """The state of the pool."""
+        ...
+
+    async def close(self) -> None:
+        """Kill what runs and free everything."""
+        ...
