@@ -1,0 +1,28 @@
+"""The platform's own PostgreSQL: opening engines and telling a lost server from a bad statement."""
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+
+def open_engine(url: str, *, pool_size: int = 10, overflow: int = 10) -> AsyncEngine:
+    """An engine for `postgresql://` in any spelling; safe behind PgBouncer (no prepared statements, no session state)."""
+    parsed = make_url(url).set(drivername="postgresql+psycopg")
+    return create_async_engine(
+        parsed,
+        pool_size=pool_size,
+        max_overflow=overflow,
+        pool_timeout=30,
+        pool_reset_on_return="rollback",
+        connect_args={"prepare_threshold": None, "connect_timeout": 10, "application_name": "sinas"},
+    )
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the server went away (restart, crash, network) rather than refused the statement."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or (
+            isinstance(error, (OperationalError, InterfaceError))
+            and getattr(error.orig, "sqlstate", None) in (None, "57P01", "57P02", "57P03", "08000", "08003", "08006")
+        )
+    return isinstance(error, ConnectionError)

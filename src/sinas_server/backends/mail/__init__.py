@@ -1,0 +1,29 @@
+"""Sending e-mail."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Mail:
+    """One message to one person; `html` is optional."""
+
+    to: str
+    subject: str
+    text: str
+    html: str | None = None
+    from_name: str | None = None
+    from_alias: str | None = None
+    """The part before the @ of the sender's address."""
+
+
+class MailError(Exception):
+    """The mail server refused or does not answer; the message says which."""
+
+
+class Mailer(Protocol):
+    """Hands mail over for delivery."""
+
+    async def send(self, mail: Mail) -> None:
+        """Raises `MailError`."""
+        ...

@@ -1,0 +1,37 @@
+"""Wake-ups over Redis lists: `BLPOP` hands each token to exactly one waiting worker."""
+
+import asyncio
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+MAX_TOKENS = 1000
+"""Tokens are hints; more of them than this say nothing new."""
+
+
+class RedisWake:
+    """`Wake` over a Redis client; `wait` needs a connection of its own, which it takes from the client's pool."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def wake(self, queue: str) -> None:
+        """Push one token. A Redis that is away is no error: workers poll."""
+        key = f"sinas:wake:{queue}"
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.lpush(key, b"1")
+                pipe.ltrim(key, 0, MAX_TOKENS)
+                await pipe.execute()
+        except (RedisError, OSError):
+            return
+
+    async def wait(self, queues: Sequence[str], timeout_seconds: float) -> str | None:
+        """Wait for a token of any of `queues`, in their order."""
+        try:
+            found = await self._redis.blpop([f"sinas:wake:{queue}" for queue in queues], timeout=timeout_seconds)
+        except (RedisError, OSError):
+            await asyncio.sleep(min(timeout_seconds, 0.2))
+            return None
+        return None if found is None else found[0].decode().removeprefix("sinas:wake:")

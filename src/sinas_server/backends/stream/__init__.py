@@ -1,0 +1,80 @@
+"""Live events: signals that something happened, and streams of events that readers can join at any point."""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+class Listener(Protocol):
+    """Waits for one topic."""
+
+    async def wait(self, timeout_seconds: float) -> bool:
+        """True as soon as the topic was signaled since the last wait; False after the timeout."""
+        ...
+
+class Signals(Protocol):
+    """Tells every process that something happened; carries no data, and may be lost (so listeners also look)."""
+
+    async def signal(self, topic: str) -> None:
+        """Wake every listener of `topic` in every process. Redis being away is no error."""
+        ...
+
+    def listen(self, topic: str) -> AbstractAsyncContextManager[Listener]:
+        """Listen to `topic` while the context is open; signals sent since then are not missed."""
+        ...
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A place in a stream: `<step>-<offset>`, also the SSE event id."""
+
+    step: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.step}-{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """Read `3-120`, or `3` for `3-0`. Raises ValueError."""
+        step, _, offset = text.partition("-")
+        found = cls(int(step), int(offset or 0))
+        if found.step < 0 or found.offset < 0 or found.step >= 1 << 53 or found.offset >= 1 << 53:
+            raise ValueError(f"not a stream position: {text!r}")
+        return found
+
+START = Position(0, 0)
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One event of a stream; `data` is its JSON payload."""
+
+    position: Position
+    name: str
+    data: bytes
+
+class StreamLostError(Exception):
+    """The stream existed and is gone (Redis lost it); its writer must rebuild it."""
+
+class EventStreams(Protocol):
+    """Append-only streams with positions chosen by the writer; one writer, many readers."""
+
+    async def create(self, channel: str, events: Sequence[StreamEvent] = ()) -> None:
+        """Start `channel` anew holding `events`; what was there is gone."""
+        ...
+
+    async def append(self, channel: str, events: Sequence[StreamEvent]) -> None:
+        """Add events in order. One already there is skipped. Raises `StreamLostError` if the channel is gone."""
+        ...
+
+    async def read(self, channel: str, after: Position) -> tuple[bool, list[StreamEvent]]:
+        """Whether the channel exists, and its events after `after`."""
+        ...
+
+    async def drop(self, channel: str) -> None:
+        """Forget a channel."""
+        ...
+
+    async def expire(self, channel: str, seconds: int) -> None:
+        """Forget a channel after a while."""
+        ...
+

@@ -1,0 +1,129 @@
+"""Signals over one pub/sub subscription per process, and event streams over Redis Streams."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from sinas_server.backends.stream import Position, StreamEvent, StreamLostError
+
+TOPICS = "sinas:signals"
+MARK = Position(0, 1)
+"""The first entry of every stream: tells a stream that is complete from one that Redis lost and a writer resumed."""
+
+
+class _Listener:
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+
+    async def wait(self, timeout_seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.event.wait()
+        except TimeoutError:
+            return False
+        self.event.clear()
+        return True
+
+
+class RedisSignals:
+    """`Signals`: `run()` must be running in the process for its listeners to be woken."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._listeners: dict[str, set[_Listener]] = {}
+
+    async def signal(self, topic: str) -> None:
+        """Publish the topic's name; processes without a listener ignore it."""
+        with suppress(RedisError, OSError):
+            await self._redis.publish(TOPICS, topic)
+
+    @asynccontextmanager
+    async def listen(self, topic: str) -> AsyncIterator[_Listener]:
+        """Register before looking, so that nothing is missed between the look and the wait."""
+        listener = _Listener()
+        self._listeners.setdefault(topic, set()).add(listener)
+        try:
+            yield listener
+        finally:
+            listeners = self._listeners[topic]
+            listeners.discard(listener)
+            if not listeners:
+                del self._listeners[topic]
+
+    async def run(self) -> None:
+        """Receive signals until canceled; reconnects for ever, waking everybody after a gap."""
+        while True:
+            try:
+                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    await pubsub.subscribe(TOPICS)
+                    self._wake_all()
+                    async for message in pubsub.listen():
+                        for listener in self._listeners.get(message["data"].decode(), ()):
+                            listener.event.set()
+            except (RedisError, OSError):
+                await asyncio.sleep(0.2)
+
+    def _wake_all(self) -> None:
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.event.set()
+
+
+class RedisStreams:
+    """`EventStreams` over XADD with explicit ids and XRANGE."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def create(self, channel: str, events: Sequence[StreamEvent] = ()) -> None:
+        """Delete and refill in one transaction."""
+        key = _key(channel)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(key)
+            pipe.xadd(key, {b"n": b"", b"d": b""}, id=str(MARK))
+            for event in events:
+                pipe.xadd(key, _fields(event), id=str(event.position))
+            await pipe.execute()
+
+    async def append(self, channel: str, events: Sequence[StreamEvent]) -> None:
+        """XADD NOMKSTREAM: a stream that is gone is noticed rather than begun in the middle."""
+        for event in events:
+            try:
+                added = await self._redis.xadd(_key(channel), _fields(event), id=str(event.position), nomkstream=True)
+            except ResponseError as error:
+                if "equal or smaller" in str(error):  # sent before, and only the answer was lost
+                    continue
+                raise
+            if added is None:
+                raise StreamLostError(channel)
+
+    async def read(self, channel: str, after: Position) -> tuple[bool, list[StreamEvent]]:
+        """XRANGE from the next id on; the mark is never shown."""
+        start = max(after, MARK)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.exists(_key(channel))
+            pipe.xrange(_key(channel), min=f"({start}")
+            exists, entries = await pipe.execute()
+        return bool(exists), [
+            StreamEvent(Position.parse(entry.decode()), fields[b"n"].decode(), fields[b"d"])
+            for entry, fields in entries
+        ]
+
+    async def drop(self, channel: str) -> None:
+        """DEL."""
+        await self._redis.delete(_key(channel))
+
+    async def expire(self, channel: str, seconds: int) -> None:
+        """EXPIRE."""
+        await self._redis.expire(_key(channel), seconds)
+
+
+def _key(channel: str) -> str:
+    return f"sinas:stream:{channel}"
+
+
+def _fields(event: StreamEvent) -> dict[bytes | str, bytes | str]:
+    return {b"n": event.name.encode(), b"d": event.data}

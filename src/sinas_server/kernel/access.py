@@ -1,0 +1,201 @@
+"""Who is calling and what they may do: one matcher, asked in Python or compiled to SQL.
+
+A permission is `<service>.<resource>[/<path>].<action>:<scope>`. Wildcards match whole segments; a trailing `*`
+covers one or more; a key without a path (or whose path is all wildcards) covers every path; `:all` grants `:own`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, false, or_, true
+from sqlalchemy.orm import InstrumentedAttribute
+
+from sinas_server.kernel.errors import ForbiddenError, InvalidError
+
+Scope = Literal["own", "all"]
+MAX_KEY_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Permission:
+    """A permission taken apart. `dotted` holds the segments before the action; `path` is None for "every path"."""
+
+    dotted: tuple[str, ...]
+    path: tuple[str, ...] | None
+    action: str
+    scope: str
+
+    @classmethod
+    def parse(cls, key: str) -> "Permission":
+        """Take a key apart. Raises ValueError with the reason for a malformed one."""
+        body, colon, scope = key.rpartition(":")
+        if not colon or not scope or not body:
+            raise ValueError("must end in a scope, like `:own` or `:all`")
+        if len(key) > MAX_KEY_LENGTH or any(c.isspace() and c != " " or c == "\x00" for c in key):
+            raise ValueError(f"must have at most {MAX_KEY_LENGTH} characters and no control characters")
+        head, slash, tail = body.partition("/")
+        target, dot, action = (tail if slash else head).rpartition(".")
+        if not dot or not action:
+            raise ValueError("must name an action, like `sinas.agents.read:own`")
+        dotted = tuple((head if slash else target).split("."))
+        path = tuple(target.split("/")) if slash else None
+        if not all(dotted) or (path is not None and not all(path)):
+            raise ValueError("must not have empty segments")
+        if path is not None and all(segment == "*" for segment in path):
+            path = None
+        return cls(dotted, path, action, scope)
+
+    def covers(self, wanted: "Permission") -> bool:
+        """Whether holding `self` means holding `wanted`."""
+        if self.scope not in ("all", wanted.scope):
+            return False
+        if self.path is None:
+            return self._covers_dotted(wanted)
+        return (
+            len(self.dotted) == len(wanted.dotted)
+            and _segments_match(self.dotted, wanted.dotted)
+            and self.action in ("*", wanted.action)
+            and wanted.path is not None
+            and _path_matches(self.path, wanted.path)
+        )
+
+    def _covers_dotted(self, wanted: "Permission") -> bool:
+        mine, theirs = (*self.dotted, self.action), (*wanted.dotted, wanted.action)
+        if self.action == "*":
+            return len(theirs) >= len(mine) and _segments_match(self.dotted, theirs[: len(self.dotted)])
+        return len(mine) == len(theirs) and _segments_match(mine, theirs)
+
+
+def _segments_match(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    return all(a in ("*", b) for a, b in zip(mine, theirs, strict=True))
+
+
+def _path_matches(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    if mine[-1] == "*":
+        head = mine[:-1]
+        return len(theirs) >= len(mine) and _segments_match(head, theirs[: len(head)])
+    return len(mine) == len(theirs) and _segments_match(mine, theirs)
+
+
+def check_key(key: str, location: tuple[str | int, ...]) -> str:
+    """The key itself when it is well formed. Raises `InvalidError` (422) naming `location`."""
+    try:
+        Permission.parse(key)
+    except ValueError as error:
+        raise InvalidError([(location, f"'{key}' is not a permission: {error}")]) from error
+    return key
+
+
+class GrantSet:
+    """What someone holds. Answers are remembered, since the same few questions come again and again."""
+
+    def __init__(self, keys: frozenset[str]) -> None:
+        self.keys = keys
+        parsed = [Permission.parse(key) for key in sorted(keys)]
+        self._exact = {grant for grant in parsed if grant.path is None and grant.action != "*"}
+        self.grants = tuple(parsed)
+        self._known: dict[str, bool] = {}
+
+    def allows(self, key: str) -> bool:
+        """Whether one of the grants covers the permission `key`."""
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) > 4096:
+                self._known.clear()
+            known = self._known[key] = self.covers(Permission.parse(key))
+        return known
+
+    def covers(self, wanted: Permission) -> bool:
+        """The same for a permission already taken apart."""
+        return any(grant.covers(wanted) for grant in self.grants)
+
+
+@lru_cache(maxsize=4096)
+def _grant_set(keys: frozenset[str]) -> GrantSet:
+    return GrantSet(keys)
+
+
+def grant_set(keys: Iterable[str]) -> GrantSet:
+    """The grants behind these keys; equal sets share one object and what it remembers."""
+    return _grant_set(frozenset(keys))
+
+
+@dataclass(frozen=True)
+class OwnedColumns:
+    """The columns that say where a row stands: its path segments, and its owner."""
+
+    path: tuple[InstrumentedAttribute[str], ...]
+    owner: InstrumentedAttribute[UUID] | InstrumentedAttribute[UUID | None]
+
+
+Via = Literal["session", "api_key", "function", "system"]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is calling. Every set of grants must allow: a key never exceeds its creator, nor a function its owner."""
+
+    id: UUID
+    email: str
+    grants: tuple[GrantSet, ...]
+    via: Via = "session"
+    roles: tuple[str, ...] = ()
+    barred: frozenset[str] = frozenset()
+    """Resources (`api_keys`) out of reach whatever the grants say."""
+    credential: UUID | None = None
+    """The API key, or the execution whose token this is."""
+    depth: int = 0
+    """How many executions wait for this call; 0 outside of functions."""
+    attributes: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def has(self, key: str) -> bool:
+        """Whether the caller holds a permission given as its full key."""
+        if self.barred and key.split("/")[0].split(".")[1:2] and key.split("/")[0].split(".")[1] in self.barred:
+            return False
+        return all(grants.allows(key) for grants in self.grants)
+
+    def allows(self, resource: str, action: str, owner: UUID | None, *path: str) -> bool:
+        """Whether the caller may do `action` to what stands at `path` and belongs to `owner`."""
+        target = "/".join((resource, *path)) if path else resource
+        return self.has(f"sinas.{target}.{action}:all") or (
+            owner == self.id and self.has(f"sinas.{target}.{action}:own")
+        )
+
+    def require(self, resource: str, action: str, owner: UUID | None, *path: str) -> None:
+        """Raise `ForbiddenError` unless `allows`."""
+        if not self.allows(resource, action, owner, *path):
+            target = "/".join((resource, *path)) if path else resource
+            scope = "own" if owner == self.id else "all"
+            raise ForbiddenError(f"Not authorized: this needs sinas.{target}.{action}:{scope}")
+
+    def visible(self, resource: str, action: str, columns: OwnedColumns) -> ColumnElement[bool]:
+        """The rule of `allows` as a WHERE clause, so that lists are filtered and paged in the database."""
+        if resource in self.barred:
+            return false()
+        return and_(true(), *(_visible(grants, self.id, resource, action, columns) for grants in self.grants))
+
+
+def _visible(grants: GrantSet, me: UUID, resource: str, action: str, columns: OwnedColumns) -> ColumnElement[bool]:
+    terms: list[ColumnElement[bool]] = [false()]
+    wanted = Permission(("sinas", resource), None, action, "own")
+    for grant in grants.grants:
+        # The path is compared in SQL; everything else here.
+        if not Permission(grant.dotted, None, grant.action, grant.scope).covers(wanted):
+            continue
+        if grant.path is not None and len(grant.dotted) != len(wanted.dotted):
+            continue
+        term = true() if grant.path is None else _path_term(grant.path, columns.path)
+        if grant.scope != "all":
+            term = and_(term, columns.owner == me)
+        terms.append(term)
+    return or_(*terms)
+
+
+def _path_term(pattern: tuple[str, ...], columns: tuple[InstrumentedAttribute[str], ...]) -> ColumnElement[bool]:
+    trailing = pattern[-1] == "*"
+    if len(columns) < len(pattern) or (len(columns) > len(pattern) and not trailing):
+        return false()
+    return and_(true(), *(column == part for part, column in zip(pattern, columns, strict=False) if part != "*"))

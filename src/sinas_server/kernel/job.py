@@ -1,0 +1,241 @@
+"""Workers: claiming rows that are due, running them under a lease, and giving lost ones to another worker.
+
+A row owns its claim, attempts and end (`Leased`). Redis only wakes; a worker also looks by itself every second, so a
+wake-up that is lost delays work and loses none.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import structlog
+from sqlalchemy import and_, func, or_, select, true, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from sinas_server.backends.db import is_lost
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tables import Base
+
+log = structlog.get_logger()
+POLL_SECONDS = 1.0
+MAX_NESTED = 200
+"""How many nested executions a worker runs beyond its slots."""
+R = TypeVar("R", bound=Base)
+
+
+class InterruptedWorkError(Exception):
+    """A server the work needs went away: give the row back, another attempt goes on from what is stored."""
+
+
+@dataclass(frozen=True)
+class Claim(Generic[R]):
+    """A row that this worker holds until its lease ends."""
+
+    row: R
+    interrupted: bool
+    """Whether an earlier worker was lost while running it."""
+
+
+@dataclass(frozen=True)
+class Job(Generic[R]):
+    """One sort of queued work: the table that holds it and what to do with a claimed row."""
+
+    queue: str
+    table: type[R]
+    run: Callable[[Runtime, Claim[R]], Awaitable[None]]
+    """Runs the row to one of its ends and stores it. Canceled when the row is canceled or the worker stops."""
+    fail: Callable[[Runtime, Claim[R], str], Awaitable[None]]
+    """Stores the end of a row whose run raised."""
+
+
+async def wake(runtime: Runtime, queue: str, depth: int = 0) -> None:
+    """Tell a worker of `queue` that a row is due."""
+    await runtime.wake.wake(f"{queue}:nested" if depth else queue)
+
+
+def cancel_topic(queue: str) -> str:
+    """The signal that tells the workers of a queue to look whether their rows are still theirs."""
+    return f"cancel:{queue}"
+
+
+class Worker(Generic[R]):
+    """Runs the rows of one queue, `slots` at a time."""
+
+    def __init__(self, runtime: Runtime, job: Job[R], slots: int) -> None:
+        self.runtime = runtime
+        self.job = job
+        self.slots = slots
+        self.running: dict[UUID, asyncio.Task[None]] = {}
+        self._nested: set[UUID] = set()
+        self._woken = asyncio.Event()
+        self._has_free = asyncio.Event()
+        self._has_free.set()
+
+    async def run(self) -> None:
+        """Work until canceled; then give back what was running."""
+        await self._release_own()
+        async with asyncio.TaskGroup() as group:
+            helpers = [group.create_task(step) for step in (self._keep_leases(), self._listen(), self._listen_nested())]
+            try:
+                while True:
+                    self._woken.clear()
+                    await self._claim_and_start()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(POLL_SECONDS):
+                            await self._woken.wait()
+            finally:
+                for helper in helpers:
+                    helper.cancel()
+                await self._give_back()
+
+    async def _listen(self) -> None:
+        while True:
+            await self._has_free.wait()
+            if await self.runtime.wake.wait([self.job.queue], POLL_SECONDS) is None:
+                continue
+            if self._free():
+                self._woken.set()
+            else:  # another worker may have a slot
+                await self.runtime.wake.wake(self.job.queue)
+
+    async def _listen_nested(self) -> None:
+        while True:
+            if await self.runtime.wake.wait([f"{self.job.queue}:nested"], POLL_SECONDS) is not None:
+                self._woken.set()
+
+    def _free(self) -> int:
+        return max(0, self.slots - (len(self.running) - len(self._nested)))
+
+    def _note_free(self) -> None:
+        if self._free():
+            self._has_free.set()
+        else:
+            self._has_free.clear()
+
+    async def _claim_and_start(self) -> None:
+        try:
+            claims = await self._claim()
+        except SQLAlchemyError as error:
+            log.warning("cannot claim work now", queue=self.job.queue, error=str(error).partition("\n")[0])
+            await asyncio.sleep(POLL_SECONDS / 2)
+            return
+        for claim in claims:
+            row_id: UUID = claim.row.id  # type: ignore[attr-defined]  # every Leased table has an id
+            if claim.row.depth:  # type: ignore[attr-defined]  # from Leased
+                self._nested.add(row_id)
+            self.running[row_id] = asyncio.create_task(self._run_one(row_id, claim))
+        self._note_free()
+
+    async def _claim(self) -> list[Claim[R]]:
+        table: Any = self.job.table
+        lease = func.make_interval(0, 0, 0, 0, 0, 0, self.runtime.settings.job_lease_seconds)
+        due = or_(
+            and_(table.status == "PENDING", table.run_at <= func.now()),
+            and_(table.status == "RUNNING", table.lease_until < func.now()),
+        )
+        # Rows with waiting ancestors come first and need no slot, or the ancestors would wait for ever.
+        free = self._free()
+        picked = (
+            select(table.id, table.status.label("was"))
+            .where(due, true() if free else table.depth > 0)
+            .order_by(table.depth.desc(), table.run_at)
+            .limit(free or MAX_NESTED)
+            .with_for_update(skip_locked=True)
+            .cte("picked")
+        )
+        statement = (
+            update(table)
+            .where(table.id == picked.c.id)
+            .values(
+                status="RUNNING",
+                attempt=table.attempt + 1,
+                lease_until=func.now() + lease,
+                worker=self.runtime.worker_name,
+            )
+            .returning(table, picked.c.was)
+        )
+        async with self.runtime.database.unit() as db:
+            found = (await db.execute(statement, execution_options={"synchronize_session": False})).all()
+        return [Claim(row, was == "RUNNING") for row, was in found]
+
+    async def _run_one(self, row_id: UUID, claim: Claim[R]) -> None:
+        try:
+            await self.job.run(self.runtime, claim)
+        except asyncio.CancelledError:
+            raise
+        except InterruptedWorkError as error:
+            log.warning("work interrupted, will be resumed", queue=self.job.queue, id=str(row_id), error=str(error))
+            await self._expire_lease(row_id)
+        except Exception as error:  # noqa: BLE001 - the edge of a job: whatever it is, the row must reach its end
+            await self._failed(row_id, claim, error)
+        finally:
+            self.running.pop(row_id, None)
+            self._nested.discard(row_id)
+            self._note_free()
+            self._woken.set()
+
+    async def _failed(self, row_id: UUID, claim: Claim[R], error: Exception) -> None:
+        if is_lost(error):
+            log.warning("work lost a server, will be resumed", queue=self.job.queue, id=str(row_id), error=str(error))
+            await self._expire_lease(row_id)
+            return
+        log.error("work failed unexpectedly", queue=self.job.queue, id=str(row_id), exc_info=error)
+        with suppress(SQLAlchemyError):
+            await self.job.fail(self.runtime, claim, f"{type(error).__name__}: {error}")
+
+    async def _expire_lease(self, row_id: UUID) -> None:
+        """Let any worker take the row at once; if the database is away, the lease runs out by itself."""
+        table: Any = self.job.table
+        with suppress(SQLAlchemyError):
+            await self.runtime.database.rows(
+                update(table)
+                .where(table.id == row_id, table.status == "RUNNING", table.worker == self.runtime.worker_name)
+                .values(lease_until=func.now())
+            )
+
+    async def _release_own(self) -> None:
+        """Rows held by an earlier process of this name are lost: its name is ours alone, so it must be gone."""
+        table: Any = self.job.table
+        with suppress(SQLAlchemyError):
+            await self.runtime.database.rows(
+                update(table)
+                .where(table.status == "RUNNING", table.worker == self.runtime.worker_name)
+                .values(lease_until=func.now())
+            )
+
+    async def _keep_leases(self) -> None:
+        """Extend the leases in time, and look at once when something of this queue was canceled."""
+        table: Any = self.job.table
+        lease = self.runtime.settings.job_lease_seconds
+        async with self.runtime.signals.listen(cancel_topic(self.job.queue)) as canceled:
+            while True:
+                await canceled.wait(lease / 3)
+                asked = set(self.running)
+                statement = (
+                    update(table)
+                    .where(table.id.in_(asked), table.status == "RUNNING", table.worker == self.runtime.worker_name)
+                    .values(lease_until=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lease))
+                    .returning(table.id)
+                )
+                if not asked:
+                    continue
+                with suppress(SQLAlchemyError):
+                    kept = {row.id for row in await self.runtime.database.rows(statement)}
+                    self._cancel(asked - kept)
+
+    def _cancel(self, row_ids: set[UUID]) -> None:
+        """Stop what is no longer ours: canceled, or taken over after a long silence."""
+        for row_id in row_ids:
+            task = self.running.get(row_id)
+            if task:
+                task.cancel()
+
+    async def _give_back(self) -> None:
+        tasks: Sequence[asyncio.Task[None]] = list(self.running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._release_own()

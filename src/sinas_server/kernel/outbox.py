@@ -1,0 +1,59 @@
+"""What a change sends out after its transaction: audit entries, tasks for the scheduler, and platform signals."""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from pydantic import JsonValue
+from sqlalchemy import func, insert, update
+
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.job import Claim, Job, wake
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tables import AuditRow, TaskRow
+from sinas_server.kernel.unit import Db
+
+TASK_QUEUE = "tasks"
+MAX_ATTEMPTS = 8
+
+
+async def audit(
+    db: Db, caller: Caller | None, action: str, target: tuple[str, str], detail: Mapping[str, JsonValue] | None = None
+) -> None:
+    """Record who did `action` to `target` (kind, name) in the caller's own transaction."""
+    values: dict[str, Any] = {"action": action, "target_kind": target[0], "target": target[1]}
+    if caller is not None:
+        values |= {"actor_id": caller.id, "actor": caller.email, "via": caller.via}
+    await db.execute(insert(AuditRow).values(**values, detail=dict(detail) if detail else None))
+
+
+async def enqueue(db: Db, runtime: Runtime, task: str, payload: Mapping[str, JsonValue]) -> UUID:
+    """Have the scheduler process run the task named `task` (see the catalog's TASKS) after this transaction."""
+    row = await db.execute(insert(TaskRow).values(name=task, payload=dict(payload)).returning(TaskRow.id))
+    db.after_commit(lambda: wake(runtime, TASK_QUEUE))
+    return row.scalar_one()
+
+
+async def _run(runtime: Runtime, claim: Claim[TaskRow]) -> None:
+    row = claim.row
+    await runtime.tasks[row.name](runtime, row.payload)
+    await runtime.database.rows(
+        update(TaskRow)
+        .where(TaskRow.id == row.id, TaskRow.attempt == row.attempt, TaskRow.status == "RUNNING")
+        .values(status="COMPLETED", finished_at=func.now())
+    )
+
+
+async def _fail(runtime: Runtime, claim: Claim[TaskRow], error: str) -> None:
+    """Try again later, each time twice as late; after the last attempt the row stays as FAILED."""
+    row = claim.row
+    last = row.attempt >= MAX_ATTEMPTS
+    delay = func.make_interval(0, 0, 0, 0, 0, 0, 2**row.attempt)
+    await runtime.database.rows(
+        update(TaskRow)
+        .where(TaskRow.id == row.id, TaskRow.attempt == row.attempt, TaskRow.status == "RUNNING")
+        .values(status="FAILED" if last else "PENDING", error=error, run_at=func.now() + delay)
+    )
+
+
+TASK_JOB = Job(queue=TASK_QUEUE, table=TaskRow, run=_run, fail=_fail)

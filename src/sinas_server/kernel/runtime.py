@@ -1,0 +1,46 @@
+"""Everything a running process works with, built once at its start and passed explicitly."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sinas_server.backends.mail import Mailer
+from sinas_server.backends.queue import Wake
+from sinas_server.backends.sandbox import Sandbox
+from sinas_server.backends.stream import EventStreams, Signals
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.kind import Kind
+from sinas_server.kernel.tool import Toolset
+from sinas_server.kernel.unit import Database
+from sinas_server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a request brought to say who it is; either may be missing."""
+
+    bearer: str | None = None
+    api_key: str | None = None
+
+
+Authenticate = Callable[["Runtime", Credentials], Awaitable[Caller]]
+TaskHandler = Callable[["Runtime", dict[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The parts of a process. `sandbox` exists in function workers only."""
+
+    settings: Settings
+    secret_key: str
+    database: Database
+    signals: Signals
+    streams: EventStreams
+    wake: Wake
+    mailer: Mailer
+    authenticate: Authenticate
+    kinds: Mapping[str, Kind[Any]] = field(default_factory=dict)
+    toolsets: tuple[Toolset, ...] = ()
+    tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
+    sandbox: Sandbox | None = None
+    worker_name: str = ""

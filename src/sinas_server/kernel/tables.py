@@ -1,0 +1,125 @@
+"""The tables every kind shares: resources, their versions, queued tasks and the audit log."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Identity, Index, String, Text, func, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """The metadata that migrations are checked against."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        datetime: DateTime(timezone=True),
+        str: Text,
+    }
+
+
+class ResourceRow(Base):
+    """Anything a user declared, of any kind. `scope` is the owner's id for kinds whose names are per user, else ''."""
+
+    __tablename__ = "resources"
+    __table_args__ = (
+        Index(
+            "uq_resources_name",
+            "kind",
+            "scope",
+            "namespace",
+            "name",
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        Index("ix_resources_owner", "owner_id"),
+        Index("ix_resources_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    kind: Mapped[str] = mapped_column(String(64))
+    scope: Mapped[str] = mapped_column(String(64), server_default="")
+    namespace: Mapped[str] = mapped_column(String(255), server_default="")
+    name: Mapped[str] = mapped_column(String(255))
+    owner_id: Mapped[UUID | None]
+    # `json`, not `jsonb`: the order of properties matters in schemas.
+    spec: Mapped[dict[str, Any]]
+    is_active: Mapped[bool] = mapped_column(server_default=text("true"))
+    version: Mapped[int] = mapped_column(server_default=text("1"))
+    checksum: Mapped[str] = mapped_column(String(64))
+    managed_by: Mapped[str | None] = mapped_column(String(255))
+    config_name: Mapped[str | None] = mapped_column(String(255))
+    config_checksum: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+
+
+class ResourceVersionRow(Base):
+    """What a resource was at each version."""
+
+    __tablename__ = "resource_versions"
+    __table_args__ = (Index("uq_resource_versions", "resource_id", "version", unique=True),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    resource_id: Mapped[UUID] = mapped_column(ForeignKey("resources.id", ondelete="CASCADE"))
+    version: Mapped[int]
+    namespace: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(String(255))
+    spec: Mapped[dict[str, Any]]
+    is_active: Mapped[bool]
+    created_by: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class AuditRow(Base):
+    """Who changed what; rows are only ever added."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index("ix_audit_target", "target_kind", "target"), Index("ix_audit_at", "at"))
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    actor_id: Mapped[UUID | None]
+    actor: Mapped[str] = mapped_column(server_default="")
+    via: Mapped[str] = mapped_column(String(32), server_default="")
+    action: Mapped[str] = mapped_column(String(64))
+    target_kind: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str]
+    detail: Mapped[dict[str, Any] | None]
+
+
+class Leased:
+    """The columns of work that workers claim: the row owns claim, attempts and end; Redis only wakes workers."""
+
+    status: Mapped[str] = mapped_column(String(16), server_default="PENDING")
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    run_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_until: Mapped[datetime | None]
+    worker: Mapped[str | None] = mapped_column(String(255))
+    depth: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many waiting ancestors hold a slot: work with depth > 0 passes the slot limit, or they would deadlock."""
+
+
+def queue_index(table: str) -> Index:
+    """The index that makes claiming the next row cheap."""
+    return Index(
+        f"ix_{table}_queue",
+        "run_at",
+        postgresql_where=text("status IN ('PENDING', 'RUNNING')"),
+    )
+
+
+class TaskRow(Leased, Base):
+    """Small work for the scheduler process: a mail to send, a delivery to make."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (queue_index("tasks"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    name: Mapped[str] = mapped_column(String(64))
+    payload: Mapped[dict[str, Any]]
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]

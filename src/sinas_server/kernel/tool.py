@@ -1,0 +1,91 @@
+"""What an agent's model may call: a toolset lists its tools and carries out a call.
+
+Every slice that offers tools has one in its `tools.py`; the catalog passes them all to the agent loop.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+from uuid import UUID
+
+from pydantic import JsonValue
+
+from sinas_server.kernel.access import Caller
+
+if TYPE_CHECKING:
+    from sinas_server.kernel.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool as the model sees it, and how to find it again."""
+
+    name: str
+    """The name sent to the model, like `orders__lookup`; unique within a turn."""
+    description: str
+    parameters: Mapping[str, JsonValue]
+    """JSON Schema of the arguments."""
+    toolset: str
+    target: str
+    """What the toolset needs to carry out a call: usually `namespace/name`."""
+    requires_approval: bool = False
+    locked: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Arguments that are always these, hidden from the model."""
+    defaults: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Arguments used where the model gives none."""
+    status: str | None = None
+    """What to show while it runs: a Jinja2 template over the arguments."""
+
+
+@dataclass(frozen=True)
+class CallIdentity:
+    """Which call this is; providers' ids are not unique (`spec/decisions.md` 24)."""
+
+    chat_id: UUID
+    turn_id: UUID
+    step: int
+    index: int
+    tool_call_id: str
+
+
+@dataclass(frozen=True)
+class AgentContext:
+    """Whose agent it is and what it was given; what a toolset needs to list its tools."""
+
+    agent_id: UUID
+    agent_owner: UUID | None
+    enabled: Mapping[str, object]
+    """The agent's `enabled_*` fields and parameters, by field name."""
+    input: Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What goes back to the model. An error is text the model can explain to the user."""
+
+    content: str
+    is_error: bool = False
+
+
+Announce = Callable[[str, Mapping[str, JsonValue]], Awaitable[None]]
+
+
+class Toolset(Protocol):
+    """The tools of one slice."""
+
+    name: str
+
+    async def get_tools(self, runtime: "Runtime", caller: Caller, agent: AgentContext) -> list[Tool]:
+        """The tools this agent may use on behalf of `caller`; what the caller may not use is left out."""
+        ...
+
+    async def call_tool(
+        self,
+        runtime: "Runtime",
+        caller: Caller,
+        tool: Tool,
+        arguments: Mapping[str, JsonValue],
+        identity: CallIdentity,
+    ) -> ToolResult:
+        """Carry out a call; called again with the same identity after a crash, it must settle the first attempt."""
+        ...

@@ -1,0 +1,65 @@
+"""The unit of work: one transaction per request or journal step, committed before anyone hears of it.
+
+This is the only module that commits. What must happen only if the transaction holds (enqueueing, publishing,
+forgetting a cache entry) is registered with `Db.after_commit`.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Executable, Row
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from sinas_server.backends.db import is_lost
+from sinas_server.kit.crypto import Sealer
+
+AfterCommit = Callable[[], Awaitable[object]]
+
+
+class Db(AsyncSession):
+    """A database session that lives for one transaction; connects at its first statement."""
+
+    sealer: Sealer
+
+    def after_commit(self, action: AfterCommit) -> None:
+        """Run `action` once this transaction is committed; never if it is rolled back."""
+        self.info.setdefault("after_commit", []).append(action)
+
+
+class Database:
+    """PostgreSQL as the rest of the program sees it."""
+
+    def __init__(self, engine: AsyncEngine, sealer: Sealer) -> None:
+        self.engine = engine
+        self.sealer = sealer
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[Db]:
+        """One transaction: commits when the block ends, then runs what was registered; rolls back on an exception."""
+        async with Db(self.engine, expire_on_commit=False, autoflush=False) as db:
+            db.sealer = self.sealer
+            yield db
+            await db.commit()
+        for action in db.info.get("after_commit", ()):
+            await action()
+
+    async def rows(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Row[Any]]:
+        """The rows of one statement, outside any transaction (a single round trip)."""
+        async with self._autocommit.connect() as connection:
+            result = await connection.execute(statement, parameters)
+            return result.all() if result.returns_rows else []
+
+    async def read(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Row[Any]]:
+        """Like `rows`, for statements that change nothing: asked again once if the server has been restarted."""
+        try:
+            return await self.rows(statement, parameters)
+        except Exception as error:
+            if not is_lost(error):
+                raise
+            return await self.rows(statement, parameters)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()

@@ -1,0 +1,1 @@
+"""Pure functions that know no Sinas noun and do no I/O."""

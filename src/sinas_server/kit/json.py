@@ -1,0 +1,42 @@
+"""Strict JSON: what PostgreSQL and every client can hold."""
+
+import re
+from typing import cast
+
+import orjson
+from pydantic import JsonValue
+
+
+class BadJsonError(ValueError):
+    """The text is not JSON that can be stored; the message says why."""
+
+
+def parse(body: bytes) -> JsonValue:
+    """JSON from bytes. Refuses NaN, lone surrogates and NUL characters with `BadJsonError`."""
+    try:
+        value = cast(JsonValue, orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise BadJsonError(f"JSON decode error: {error}") from error
+    if b"\\u0000" in body and has_nul(value):
+        raise BadJsonError("NUL characters (\\u0000) cannot be stored")
+    return value
+
+
+def has_nul(value: object) -> bool:
+    """Whether any string inside `value`, keys included, holds a NUL character."""
+    if isinstance(value, str):
+        return "\x00" in value
+    if isinstance(value, dict):
+        return any(has_nul(key) or has_nul(item) for key, item in value.items())
+    return isinstance(value, (list, tuple)) and any(has_nul(item) for item in value)
+
+
+def to_snake(key: str) -> str:
+    """`maxFileSizeMb` → `max_file_size_mb`; snake_case stays as it is."""
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", key).lower()
+
+
+def to_camel(key: str) -> str:
+    """`max_file_size_mb` → `maxFileSizeMb`."""
+    head, *rest = key.split("_")
+    return head + "".join(part.capitalize() for part in rest)
