@@ -32,7 +32,6 @@ class Runtime:
     """The parts of a process. `sandbox` exists in function workers only."""
 
     settings: Settings
-    secret_key: str
     database: Database
     signals: Signals
     streams: EventStreams

@@ -1,0 +1,144 @@
+"""The HTTP edge that every router shares: strict JSON bodies, what a handler may ask for, and rendering errors."""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from json import JSONDecodeError
+from typing import Annotated, Any, cast
+
+import orjson
+import structlog
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from sqlalchemy.exc import DataError, SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from sinas_server.backends.db import is_lost
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.errors import SinasError, UnavailableError
+from sinas_server.kernel.runtime import Credentials, Runtime
+from sinas_server.kernel.unit import Db
+from sinas_server.kit.json import BadJsonError, parse
+
+log = structlog.get_logger()
+MAX_INT = 2**31 - 1
+"""The largest number a paging parameter may have: PostgreSQL's integer."""
+
+
+class StrictRequest(Request):
+    """A request whose JSON body can be stored: no NaN, no lone surrogates, no NUL."""
+
+    async def json(self) -> Any:
+        """The parsed body. Raises JSONDecodeError, which FastAPI renders as 422."""
+        body = await self.body()
+        try:
+            return parse(body)
+        except BadJsonError as error:
+            raise JSONDecodeError(str(error), body.decode(errors="replace")[:200], 0) from error
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body through `StrictRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler around a stricter request."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def new_router(prefix: str, tag: str) -> APIRouter:
+    """A router whose bodies are strict and whose operation ids are `<tag>_<function>`."""
+    return APIRouter(
+        prefix=prefix,
+        tags=[tag],
+        route_class=StrictRoute,
+        generate_unique_id_function=lambda route: f"{tag}_{route.name}".replace("-", "_"),
+    )
+
+
+def get_runtime(request: Request) -> Runtime:
+    """The process's runtime."""
+    return cast(Runtime, request.app.state.runtime)
+
+
+async def get_db(request: Request) -> AsyncIterator[Db]:
+    """One transaction for the request, committed before the first byte of the answer."""
+    async with get_runtime(request).database.unit() as db:
+        yield db
+
+
+def credentials(request: Request) -> Credentials:
+    """The credentials a request carries in either header."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" and token.strip() else None
+    return Credentials(bearer, request.headers.get("x-api-key") or None)
+
+
+async def get_caller(request: Request) -> Caller:
+    """Who is calling. Raises `UnauthorizedError`."""
+    runtime = get_runtime(request)
+    caller = await runtime.authenticate(runtime, credentials(request))
+    request.scope["sinas_caller"] = caller
+    return caller
+
+
+Run = Annotated[Runtime, Depends(get_runtime)]
+CurrentDb = Annotated[Db, Depends(get_db, scope="function")]
+CurrentCaller = Annotated[Caller, Depends(get_caller)]
+
+
+class JsonAnswer(Response):
+    """JSON written with orjson, for answers that are built as plain data."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        """The bytes of the answer."""
+        return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+
+
+def _sinas_error(request: Request, error: Exception) -> Response:
+    known = cast(SinasError, error)
+    return JsonAnswer(known.body(), known.status, headers=known.headers)
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    problems = cast(RequestValidationError, error).errors()
+    detail = [{"loc": list(p["loc"]), "msg": _message(p), "type": p["type"]} for p in problems]
+    return JsonAnswer({"detail": detail, "code": "invalid"}, 422)
+
+
+def _message(problem: dict[str, Any]) -> str:
+    reason = problem.get("ctx", {}).get("error") if problem["type"] == "json_invalid" else None
+    return f"{problem['msg']}: {reason}" if reason else problem["msg"]
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    known = cast(HTTPException, error)
+    return JsonAnswer({"detail": known.detail}, known.status_code, headers=dict(known.headers or {}))
+
+
+def _database_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, DataError):
+        return JsonAnswer({"detail": "a value is out of the range that can be stored", "code": "invalid"}, 422)
+    if is_lost(error):
+        busy = UnavailableError("the database is not available; try again", {"Retry-After": "1"})
+        return _sinas_error(request, busy)
+    return _unexpected(request, error)
+
+
+def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("request failed unexpectedly", method=request.method, path=request.url.path, exc_info=error)
+    return JsonAnswer({"detail": "Internal server error", "code": "internal_error"}, 500)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Render every error as `{"detail": ...}`."""
+    app.add_exception_handler(SinasError, _sinas_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(SQLAlchemyError, _database_error)
+    app.add_exception_handler(Exception, _unexpected)
