@@ -59,7 +59,7 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (machine_paths, "deploy/x.yaml", "- /ro" + "ot/.cache:/cache\n"),
     (registry_hosts, "uv.lock", 'source = { registry = "https://mirror.example/simple" }\n'),
     (registry_hosts, "package-lock.json", '  "resolved": "https://mirror.example/react.tgz",\n'),
-    (registry_hosts, "deploy/Dockerfile", "RUN pip install --index" + "-url=https://mirror.example/simple x\n"),
+    (registry_hosts, "deploy/Dockerfile", "RUN pip install --index-" + "url=https://mirror.example/simple x\n"),
     (reasons, SRC, "x = f()  # no" + "qa\n"),
     (reasons, SRC, "x = f()  # no" + "qa: S104\n"),
     (reasons, SRC, "x = f()  # type: ig" + "nore  # the stub is wrong\n"),

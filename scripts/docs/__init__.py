@@ -1,0 +1,1 @@
+"""Reference pages generated from the code: `python -m scripts.docs` writes them, `--check` fails on a stale one."""
