@@ -7,6 +7,7 @@ from pathlib import Path
 from sinas_server.backends.embedded.datadir import DataDir
 from sinas_server.backends.embedded.postgres import Postgres
 from sinas_server.backends.embedded.process import OnEvent, log_event
+from sinas_server.backends.embedded.server import running
 from sinas_server.backends.embedded.valkey import Valkey
 
 
@@ -17,15 +18,9 @@ def embedded_servers(root: Path, *, durable: bool = False, on_event: OnEvent = l
     For tests and benchmarks; without `durable` nothing is synced to disk. They die with the thread that enters.
     """
     data = DataDir(root)
-    with data.lock():
-        postgres = Postgres(data, durable=durable, on_event=on_event)
-        valkey = Valkey(data, durable=durable, on_event=on_event)
-        try:
-            postgres.spawn()
-            valkey.spawn()
-            postgres.wait_ready()
-            valkey.wait_ready()
-            yield postgres.url(), valkey.url()
-        finally:
-            postgres.kill()
-            valkey.kill()
+    postgres = Postgres(data, durable=durable, on_event=on_event)
+    valkey = Valkey(data, durable=durable, on_event=on_event)
+    with data.lock(), running([postgres, valkey], orderly=durable):
+        postgres.wait_ready()
+        valkey.wait_ready()
+        yield postgres.url(), valkey.url()

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,13 @@ from sinas_server.backends.embedded.process import EmbeddedError, OnEvent, descr
 LAUNCHER = Path(__file__).with_name("launch.py")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 LONGEST_LOG = 10 << 20  # bytes
+STOP_GRACE = 20.0  # seconds that a server gets to write its last state
+
+
+def launched(arguments: Sequence[str], death_signal: signal.Signals, *, userns: bool) -> list[str]:
+    """The command that runs `arguments` as a child which gets `death_signal` when the calling thread ends."""
+    mode = "userns" if userns else "plain"
+    return [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(int(death_signal)), mode, *arguments]
 
 
 class Server(ABC):
@@ -117,10 +125,27 @@ class Server(ABC):
     def _launch(self, arguments: Sequence[str], stdin: int) -> "subprocess.Popen[bytes]":
         if self._log.exists() and self._log.stat().st_size > LONGEST_LOG:
             self._log.replace(self._log.with_suffix(".log.1"))
-        mode = "userns" if self.user_namespace() else "plain"
-        launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(int(self.death_signal)), mode]
+        command = launched(arguments, self.death_signal, userns=self.user_namespace())
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             return subprocess.Popen(  # noqa: S603 - every argument is ours
-                [*launcher, *arguments], stdin=stdin, stdout=log, stderr=log, env=ENVIRONMENT, cwd="/"
+                command, stdin=stdin, stdout=log, stderr=log, env=ENVIRONMENT, cwd="/"
             )
+
+
+@contextmanager
+def running(servers: Sequence[Server], *, orderly: bool = True) -> Iterator[None]:
+    """Spawns servers and stops them however the block is left; the caller calls `wait_ready` on each inside it."""
+    try:
+        for server in servers:
+            server.spawn()
+        yield
+    finally:
+        if orderly:
+            for server in servers:
+                server.terminate()
+            until = time.monotonic() + STOP_GRACE
+            while any(server.poll() is None for server in servers) and time.monotonic() < until:
+                time.sleep(0.02)
+        for server in servers:
+            server.kill()
