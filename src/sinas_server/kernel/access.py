@@ -34,7 +34,7 @@ class Permission:
         body, colon, scope = key.rpartition(":")
         if not colon or not scope or not body:
             raise ValueError("must end in a scope, like `:own` or `:all`")
-        if len(key) > MAX_KEY_LENGTH or any(c.isspace() and c != " " or c == "\x00" for c in key):
+        if len(key) > MAX_KEY_LENGTH or any((c.isspace() and c != " ") or c == "\x00" for c in key):
             raise ValueError(f"must have at most {MAX_KEY_LENGTH} characters and no control characters")
         head, slash, tail = body.partition("/")
         target, dot, action = (tail if slash else head).rpartition(".")
@@ -153,7 +153,11 @@ class Caller:
 
     def has(self, key: str) -> bool:
         """Whether the caller holds a permission given as its full key."""
-        if self.barred and key.split("/")[0].split(".")[1:2] and key.split("/")[0].split(".")[1] in self.barred:
+        if (
+            self.barred
+            and key.split("/", maxsplit=1)[0].split(".")[1:2]
+            and key.split("/", maxsplit=1)[0].split(".")[1] in self.barred
+        ):
             return False
         return all(grants.allows(key) for grants in self.grants)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
 from sinas_server.kernel.secret import SECRET_MARK
+from sinas_server.kit.json import to_camel
 
 if TYPE_CHECKING:
     from sinas_server.kernel.store import Resource
@@ -138,6 +139,8 @@ class Kind(Generic[S]):
     on_change: OnChange = _nothing
     actions: tuple[str, ...] = ("create", "read", "update", "delete")
     """The permission verbs, the slice's own among them."""
+    discover: str | None = None
+    """The permission that makes it appear in the runtime lists (`GET /agents`: those one may chat with)."""
     description: str = ""
     admin_only: bool = False
     packaged: bool = True
@@ -151,3 +154,16 @@ class Kind(Generic[S]):
     def route(self) -> str:
         """Its path segment below `/api/v1/`."""
         return self.path or self.plural.replace("_", "-")
+
+    @property
+    def section(self) -> str:
+        """Its section in YAML."""
+        return self.yaml or to_camel(self.plural)
+
+    def where(self, namespace: str, name: str) -> tuple[str, ...]:
+        """Its path in permissions."""
+        return (namespace, name) if self.namespaced else (name,)
+
+    def called(self, namespace: str, name: str) -> str:
+        """How messages name one of them."""
+        return f"{self.label} '{'/'.join(self.where(namespace, name))}'"

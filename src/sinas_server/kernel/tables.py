@@ -73,6 +73,21 @@ class ResourceVersionRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class ReferenceRow(Base):
+    """Which resource points to which: makes "who uses this?" one look-up when something is deleted or renamed."""
+
+    __tablename__ = "resource_references"
+    __table_args__ = (Index("ix_resource_references_target", "kind", "namespace", "name"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    source_id: Mapped[UUID] = mapped_column(ForeignKey("resources.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str] = mapped_column(String(64))
+    namespace: Mapped[str] = mapped_column(String(255), server_default="")
+    name: Mapped[str] = mapped_column(String(255), server_default="")
+    target_id: Mapped[UUID | None]
+    hard: Mapped[bool]
+
+
 class AuditRow(Base):
     """Who changed what; rows are only ever added."""
 
