@@ -4,19 +4,21 @@ A permission is `<service>.<resource>[/<path>].<action>:<scope>`. Wildcards matc
 covers one or more; a key without a path (or whose path is all wildcards) covers every path; `:all` grants `:own`.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, false, or_, true
+from sqlalchemy import ColumnElement, and_, false, func, or_, true
 from sqlalchemy.orm import InstrumentedAttribute
 
 from sinas_server.kernel.errors import ForbiddenError, InvalidError
 
 Scope = Literal["own", "all"]
 MAX_KEY_LENGTH = 512
+MAX_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,19 @@ class Permission:
     action: str
     scope: str
 
+    @property
+    def has_wildcards(self) -> bool:
+        """Whether it stands for more than one permission, beyond every path and both scopes."""
+        return "*" in (*self.dotted, self.action, *(self.path or ()))
+
     @classmethod
     def parse(cls, key: str) -> "Permission":
         """Take a key apart. Raises ValueError with the reason for a malformed one."""
-        body, colon, scope = key.rpartition(":")
-        if not colon or not scope or not body:
-            raise ValueError("must end in a scope, like `:own` or `:all`")
-        if len(key) > MAX_KEY_LENGTH or any((c.isspace() and c != " ") or c == "\x00" for c in key):
+        if len(key) > MAX_KEY_LENGTH or not key.isprintable():
             raise ValueError(f"must have at most {MAX_KEY_LENGTH} characters and no control characters")
+        body, _, scope = key.rpartition(":")
+        if scope not in ("own", "all"):
+            raise ValueError("must end in a scope, `:own` or `:all`")
         head, slash, tail = body.partition("/")
         target, dot, action = (tail if slash else head).rpartition(".")
         if not dot or not action:
@@ -80,10 +87,16 @@ def _path_matches(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
     return len(mine) == len(theirs) and _segments_match(mine, theirs)
 
 
+@lru_cache(maxsize=16384)
+def parse(key: str) -> Permission:
+    """`Permission.parse`, remembered. Raises ValueError with the reason for a malformed key."""
+    return Permission.parse(key)
+
+
 def check_key(key: str, location: tuple[str | int, ...]) -> str:
     """The key itself when it is well formed. Raises `InvalidError` (422) naming `location`."""
     try:
-        Permission.parse(key)
+        parse(key)
     except ValueError as error:
         raise InvalidError([(location, f"'{key}' is not a permission: {error}")]) from error
     return key
@@ -93,24 +106,41 @@ class GrantSet:
     """What someone holds. Answers are remembered, since the same few questions come again and again."""
 
     def __init__(self, keys: frozenset[str]) -> None:
+        """`keys`: permission keys; one that is malformed grants nothing."""
         self.keys = keys
-        parsed = [Permission.parse(key) for key in sorted(keys)]
-        self._exact = {grant for grant in parsed if grant.path is None and grant.action != "*"}
-        self.grants = tuple(parsed)
-        self._known: dict[str, bool] = {}
+        self.grants = tuple(_well_formed(keys))
+        self._plain = frozenset(grant for grant in self.grants if not grant.has_wildcards)
+        self._wild = tuple(grant for grant in self.grants if grant.has_wildcards)
+        self._known: dict[Permission, bool] = {}
 
     def allows(self, key: str) -> bool:
-        """Whether one of the grants covers the permission `key`."""
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) > 4096:
-                self._known.clear()
-            known = self._known[key] = self.covers(Permission.parse(key))
-        return known
+        """Whether one of the grants covers the permission `key`. Raises ValueError for a malformed one."""
+        return self.covers(parse(key))
 
     def covers(self, wanted: Permission) -> bool:
         """The same for a permission already taken apart."""
-        return any(grant.covers(wanted) for grant in self.grants)
+        known = self._known.get(wanted)
+        if known is None:
+            if len(self._known) >= MAX_REMEMBERED:
+                self._known.clear()
+            known = self._known[wanted] = self._find(wanted)
+        return known
+
+    def _find(self, wanted: Permission) -> bool:
+        # A plain grant is found by equality: with the path or for every path, in the scope or in `all`.
+        paths = (None,) if wanted.path is None else (wanted.path, None)
+        scopes = {wanted.scope, "all"}
+        return any(
+            Permission(wanted.dotted, path, wanted.action, scope) in self._plain for path in paths for scope in scopes
+        ) or any(grant.covers(wanted) for grant in self._wild)
+
+
+def _well_formed(keys: Iterable[str]) -> Iterable[Permission]:
+    for key in sorted(keys):
+        try:
+            yield parse(key)
+        except ValueError:
+            continue
 
 
 @lru_cache(maxsize=4096)
@@ -146,38 +176,47 @@ class Caller:
     barred: frozenset[str] = frozenset()
     """Resources (`api_keys`) out of reach whatever the grants say."""
     credential: UUID | None = None
-    """The API key, or the execution whose token this is."""
+    """The API key, the session, or the execution whose token this is."""
+    api_key: UUID | None = None
+    """The API key at the beginning of the chain, so that work started now keeps to its rights later."""
+    owners: tuple[UUID, ...] = ()
+    """The owners of the functions in between; their grants are among `grants`."""
     depth: int = 0
     """How many executions wait for this call; 0 outside of functions."""
     attributes: dict[str, str] = field(default_factory=dict, compare=False)
 
     def has(self, key: str) -> bool:
-        """Whether the caller holds a permission given as its full key."""
-        if (
-            self.barred
-            and key.split("/", maxsplit=1)[0].split(".")[1:2]
-            and key.split("/", maxsplit=1)[0].split(".")[1] in self.barred
-        ):
+        """Whether the caller holds a permission given as its full key. Raises ValueError for a malformed one."""
+        return self.holds(parse(key))
+
+    def holds(self, wanted: Permission) -> bool:
+        """The same for a permission already taken apart."""
+        if self.barred and self._is_barred(wanted):
             return False
-        return all(grants.allows(key) for grants in self.grants)
+        return bool(self.grants) and all(grants.covers(wanted) for grants in self.grants)
+
+    def _is_barred(self, wanted: Permission) -> bool:
+        # `sinas.*` reaches what is barred too, so it is not held as a whole.
+        service, resource = wanted.dotted[0], (*wanted.dotted, wanted.action)[1]
+        return service in ("sinas", "*") and (resource == "*" or resource in self.barred)
 
     def allows(self, resource: str, action: str, owner: UUID | None, *path: str) -> bool:
         """Whether the caller may do `action` to what stands at `path` and belongs to `owner`."""
-        target = "/".join((resource, *path)) if path else resource
-        return self.has(f"sinas.{target}.{action}:all") or (
-            owner == self.id and self.has(f"sinas.{target}.{action}:own")
+        parts = tuple("/".join(path).split("/")) if path else None
+        return self.holds(Permission(("sinas", resource), parts, action, "all")) or (
+            owner == self.id and self.holds(Permission(("sinas", resource), parts, action, "own"))
         )
 
     def require(self, resource: str, action: str, owner: UUID | None, *path: str) -> None:
         """Raise `ForbiddenError` unless `allows`."""
         if not self.allows(resource, action, owner, *path):
-            target = "/".join((resource, *path)) if path else resource
+            target = "/".join((resource, *path))
             scope = "own" if owner == self.id else "all"
             raise ForbiddenError(f"Not authorized: this needs sinas.{target}.{action}:{scope}")
 
     def visible(self, resource: str, action: str, columns: OwnedColumns) -> ColumnElement[bool]:
         """The rule of `allows` as a WHERE clause, so that lists are filtered and paged in the database."""
-        if resource in self.barred:
+        if resource in self.barred or not self.grants:
             return false()
         return and_(true(), *(_visible(grants, self.id, resource, action, columns) for grants in self.grants))
 
@@ -199,7 +238,27 @@ def _visible(grants: GrantSet, me: UUID, resource: str, action: str, columns: Ow
 
 
 def _path_term(pattern: tuple[str, ...], columns: tuple[InstrumentedAttribute[str], ...]) -> ColumnElement[bool]:
-    trailing = pattern[-1] == "*"
-    if len(columns) < len(pattern) or (len(columns) > len(pattern) and not trailing):
+    # Names may hold slashes (webhook paths), so the whole path is compared, as in `allows`.
+    if not columns:
         return false()
-    return and_(true(), *(column == part for part, column in zip(pattern, columns, strict=False) if part != "*"))
+    path = columns[0] if len(columns) == 1 else func.concat_ws("/", *columns)
+    if "*" not in pattern:
+        return path == "/".join(pattern)
+    parts = ["[^/]*" if part == "*" else re.escape(part) for part in pattern]
+    if pattern[-1] == "*":
+        parts[-1] = ".*"
+    return path.op("~", is_comparison=True)(f"^{'/'.join(parts)}$")
+
+
+@dataclass(frozen=True)
+class AccessResource:
+    """Something permissions are about that is no kind: users, chats, executions."""
+
+    name: str
+    """The second segment of its permissions: `api_keys`."""
+    description: str
+    actions: tuple[str, ...]
+    users_may: tuple[str, ...] = ()
+    """What the role Users may do by default, as `action:scope`."""
+    namespaced: bool = False
+    admin_only: bool = False

@@ -2,13 +2,18 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
+from redis.asyncio import Redis
+
+from sinas_server.backends.llm.open import ModelPool
 from sinas_server.backends.mail import Mailer
 from sinas_server.backends.queue import Wake
 from sinas_server.backends.sandbox import Sandbox
 from sinas_server.backends.stream import EventStreams, Signals
-from sinas_server.kernel.access import Caller
+from sinas_server.kernel.access import AccessResource, Caller
 from sinas_server.kernel.kind import Kind
 from sinas_server.kernel.tool import Toolset
 from sinas_server.kernel.unit import Database
@@ -36,10 +41,16 @@ class Runtime:
     signals: Signals
     streams: EventStreams
     wake: Wake
+    redis: Redis
     mailer: Mailer
     authenticate: Authenticate
     kinds: Mapping[str, Kind[Any]] = field(default_factory=dict)
+    resources: tuple[AccessResource, ...] = ()
+    """What permissions are about besides the kinds."""
     toolsets: tuple[Toolset, ...] = ()
+    models: ModelPool = field(default_factory=ModelPool)
     tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
     sandbox: Sandbox | None = None
     worker_name: str = ""
+    used_keys: dict[UUID, datetime] = field(default_factory=dict)
+    """When API keys were last used here, until it is written down."""
