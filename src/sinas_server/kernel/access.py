@@ -262,3 +262,7 @@ class AccessResource:
     """What the role Users may do by default, as `action:scope`."""
     namespaced: bool = False
     admin_only: bool = False
+
+
+SYSTEM = Caller(UUID(int=0), "system", (grant_set({"sinas.*:all"}),), via="system")
+"""The platform itself, where it changes something on nobody's behalf."""

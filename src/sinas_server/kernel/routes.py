@@ -275,3 +275,18 @@ def _add_history_routes(router: APIRouter, kind: Kind[Any], models: Models) -> N
     @router.post(f"{path}/undelete", response_model=models.read, summary=f"Bring back a deleted {noun}")
     async def undelete(at: At, db: CurrentDb, caller: CurrentCaller) -> Response:
         return answer(kind, await store.undelete(db, caller, kind, *at))
+
+
+def runtime_list_router(kind: Kind[S]) -> APIRouter:
+    """`GET /<plural>` and `GET /discovery/<plural>`: the active ones that the caller may use."""
+    router = new_router("", kind.route)
+    Read: Any = Models(kind).read
+
+    async def list_usable(db: CurrentDb, caller: CurrentCaller) -> Response:
+        only = Filter(action=kind.discover or "read", active_only=True)
+        return JsonAnswer([view(kind, found) for found in await store.find(db, caller, kind, only)])
+
+    summary = f"List the {kind.plural.replace('_', ' ')} you may use"
+    for path, name in ((f"/{kind.route}", "list_usable"), (f"/discovery/{kind.route}", "discover")):
+        router.add_api_route(path, list_usable, name=name, response_model=list[Read], summary=summary)
+    return router

@@ -34,4 +34,5 @@ class RedisWake:
         except (RedisError, OSError):
             await asyncio.sleep(min(timeout_seconds, 0.2))
             return None
-        return None if found is None else found[0].decode().removeprefix("sinas:wake:")
+        key = found[0] if found else None
+        return key.decode().removeprefix("sinas:wake:") if isinstance(key, bytes) else None

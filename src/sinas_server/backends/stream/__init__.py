@@ -5,12 +5,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+
 class Listener(Protocol):
     """Waits for one topic."""
 
     async def wait(self, timeout_seconds: float) -> bool:
         """True as soon as the topic was signaled since the last wait; False after the timeout."""
         ...
+
 
 class Signals(Protocol):
     """Tells every process that something happened; carries no data, and may be lost (so listeners also look)."""
@@ -22,6 +24,7 @@ class Signals(Protocol):
     def listen(self, topic: str) -> AbstractAsyncContextManager[Listener]:
         """Listen to `topic` while the context is open; signals sent since then are not missed."""
         ...
+
 
 @dataclass(frozen=True, order=True)
 class Position:
@@ -42,7 +45,9 @@ class Position:
             raise ValueError(f"not a stream position: {text!r}")
         return found
 
+
 START = Position(0, 0)
+
 
 @dataclass(frozen=True)
 class StreamEvent:
@@ -52,8 +57,10 @@ class StreamEvent:
     name: str
     data: bytes
 
+
 class StreamLostError(Exception):
     """The stream existed and is gone (Redis lost it); its writer must rebuild it."""
+
 
 class EventStreams(Protocol):
     """Append-only streams with positions chosen by the writer; one writer, many readers."""
@@ -77,4 +84,3 @@ class EventStreams(Protocol):
     async def expire(self, channel: str, seconds: int) -> None:
         """Forget a channel after a while."""
         ...
-

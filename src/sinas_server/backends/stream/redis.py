@@ -125,5 +125,8 @@ def _key(channel: str) -> str:
     return f"sinas:stream:{channel}"
 
 
-def _fields(event: StreamEvent) -> dict[bytes | str, bytes | str]:
+Encodable = bytes | bytearray | memoryview | str | int | float
+
+
+def _fields(event: StreamEvent) -> dict[Encodable, Encodable]:
     return {b"n": event.name.encode(), b"d": event.data}

@@ -1,0 +1,1 @@
+"""Agents: what a user declares about an assistant."""

@@ -1,0 +1,229 @@
+"""The agent kind: an assistant's instructions, model and everything it may use."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from sqlalchemy import select
+
+from sinas_server.kernel import store
+from sinas_server.kernel.access import SYSTEM
+from sinas_server.kernel.kind import IdOf, Kind, Ref, Spec, reference
+from sinas_server.kernel.store import Change, Resource
+from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kernel.unit import Db
+from sinas_server.kit.jinja import check as check_template
+from sinas_server.kit.schema import check_schema
+
+Access = Literal["readonly", "readwrite"]
+
+
+def _named(value: str) -> str:
+    if not re.fullmatch(r"(?:[^/\s][^/]*/)?[^/\s][^/]*", value) or len(value) > 511:
+        raise ValueError("must be a reference like `namespace/name`")
+    return value if "/" in value else f"default/{value}"
+
+
+def _template(value: str) -> str:
+    check_template(value)
+    return value
+
+
+def _schema(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    check_schema(value)
+    return value
+
+
+Reference = Annotated[str, AfterValidator(_named)]
+Schema = Annotated[dict[str, JsonValue], AfterValidator(_schema)]
+
+
+def _object_from_name(key: str) -> BeforeValidator:
+    """YAML and older clients write the bare name where an object is meant."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, json_schema_serialization_defaults_required=True)
+
+
+class EnabledSkill(_Part):
+    """A skill of an agent."""
+
+    skill: Reference = Field(description="The skill, as `namespace/name`.")
+    preload: bool = Field(default=False, description="Part of the system prompt; otherwise a tool the model calls.")
+
+
+class EnabledStore(_Part):
+    """A store of an agent."""
+
+    store: Reference = Field(description="The store, as `namespace/name`.")
+    access: Access = Field(default="readonly", description="Whether the agent may write.")
+
+
+class EnabledCollection(_Part):
+    """A file collection of an agent."""
+
+    collection: Reference = Field(description="The collection, as `namespace/name`.")
+    access: Access = Field(default="readonly", description="Whether the agent may write.")
+
+
+class EnabledConnector(_Part):
+    """A connector of an agent."""
+
+    connector: Reference = Field(description="The connector, as `namespace/name`.")
+    operations: list[str] = Field(default=[], description="The operations it may use.")
+    parameters: dict[str, dict[str, JsonValue]] = Field(
+        default={}, description="Operation → parameter → value (a Jinja2 template); locked, hidden from the model."
+    )
+
+
+class Hook(_Part):
+    """A function that sees a message before it counts."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    function: Reference = Field(description="The function, as `namespace/name`.")
+    run_async: bool = Field(default=False, alias="async", description="Do not wait for it.")
+    on_timeout: Literal["block", "passthrough"] = Field(
+        default="passthrough", description="What happens when it takes too long or fails."
+    )
+    timeout_seconds: float = Field(default=10.0, gt=0, le=300, description="The longest a synchronous hook may take.")
+
+
+class Hooks(_Part):
+    """The hooks of an agent."""
+
+    on_user_message: list[Hook] = Field(default=[], description="Run on what the user says, in order.")
+    on_assistant_message: list[Hook] = Field(default=[], description="Run on what the agent says, in order.")
+
+
+class InitialMessage(_Part):
+    """An example message that every chat begins with."""
+
+    role: Literal["user", "assistant", "system"] = Field(description="Who says it.")
+    content: str = Field(description="What is said.")
+
+
+class SystemTool(_Part):
+    """A tool of the platform itself."""
+
+    name: str = Field(min_length=1, description="Its name, like `codeExecution`.")
+    connections: list[str] | None = Field(default=None, description="The database connections it may look at.")
+
+
+class AgentSpec(Spec):
+    """What a user declares about an assistant."""
+
+    description: str | None = Field(default=None, description="What it is for; other agents' models read it.")
+    llm_provider_id: Annotated[UUID | None, IdOf("llm_provider", "llm_provider_name")] = Field(
+        default=None, description="The LLM provider to use; none means the system default."
+    )
+    model: str | None = Field(default=None, max_length=255, description="The model; none means the provider's default.")
+    temperature: float = Field(default=0.7, ge=0, le=2, description="Sampling temperature.")
+    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000, description="The most tokens of an answer.")
+    system_prompt: Annotated[str, AfterValidator(_template)] | None = Field(
+        default=None, description="The system message: a Jinja2 template over the chat's input."
+    )
+    input_schema: Schema = Field(default={}, description="JSON Schema of the input a chat is created with.")
+    output_schema: Schema = Field(default={}, description="JSON Schema the answer must conform to.")
+    initial_messages: list[InitialMessage] | None = Field(
+        default=None, description="Example messages that every chat begins with."
+    )
+    enabled_functions: list[Reference] = Field(default=[], description="Functions offered as tools.")
+    enabled_agents: list[Reference] = Field(default=[], description="Agents it may call.")
+    enabled_skills: list[Annotated[EnabledSkill, _object_from_name("skill")]] = Field(
+        default=[], description="Skills it has."
+    )
+    function_parameters: dict[str, dict[str, JsonValue]] = Field(
+        default={},
+        description="Function → parameter → default value (Jinja2), or `{value, locked}` to hide it from the model.",
+    )
+    status_templates: dict[str, str] = Field(
+        default={}, description="Tool → what to show while it runs: a Jinja2 template over its arguments."
+    )
+    enabled_queries: list[Reference] = Field(default=[], description="Queries offered as tools.")
+    query_parameters: dict[str, dict[str, JsonValue]] = Field(
+        default={}, description="Query → parameter → default value, or `{value, locked}`."
+    )
+    enabled_stores: list[Annotated[EnabledStore, _object_from_name("store")]] = Field(
+        default=[], description="Stores it may use."
+    )
+    enabled_collections: list[Annotated[EnabledCollection, _object_from_name("collection")]] = Field(
+        default=[], description="File collections it may search."
+    )
+    enabled_components: list[Reference] = Field(default=[], description="Components it may show.")
+    enabled_connectors: list[EnabledConnector] = Field(default=[], description="Connectors offered as tools.")
+    hooks: Hooks | None = Field(default=None, description="Functions that see messages before they count.")
+    icon: str | None = Field(default=None, max_length=2048, description="`url:…` or `collection:ns/name/file`.")
+    is_default: bool = Field(default=False, description="Whether `GET /agents/default` gives this one.")
+    default_job_timeout: int | None = Field(
+        default=None, ge=1, le=86_400, description="Longest work on a turn in its chats, in seconds."
+    )
+    default_keep_alive: bool = Field(
+        default=False, description="Whether its chats' turns go on after the client disconnects."
+    )
+    system_tools: list[str | SystemTool] = Field(default=[], description="Tools of the platform it may use.")
+
+
+def _references(spec: AgentSpec) -> Iterable[Ref]:
+    if spec.llm_provider_id is not None:
+        yield Ref("llm_provider", id=str(spec.llm_provider_id), field="llm_provider_id")
+    for field, kind, targets in _enabled(spec):
+        for target in targets:
+            yield reference(kind, target, hard=False, field=field)
+
+
+def _enabled(spec: AgentSpec) -> Iterator[tuple[str, str, list[str]]]:
+    yield "enabled_functions", "function", spec.enabled_functions
+    yield "enabled_agents", "agent", spec.enabled_agents
+    yield "enabled_skills", "skill", [item.skill for item in spec.enabled_skills]
+    yield "enabled_queries", "query", spec.enabled_queries
+    yield "enabled_stores", "store", [item.store for item in spec.enabled_stores]
+    yield "enabled_collections", "collection", [item.collection for item in spec.enabled_collections]
+    yield "enabled_components", "component", spec.enabled_components
+    yield "enabled_connectors", "connector", [item.connector for item in spec.enabled_connectors]
+    hooks = spec.hooks or Hooks()
+    yield "hooks", "function", [hook.function for hook in (*hooks.on_user_message, *hooks.on_assistant_message)]
+
+
+async def _one_default(db: Db, old: Resource[AgentSpec] | None, new: Resource[AgentSpec] | None) -> None:
+    """An agent that becomes the default takes the place of the one before."""
+    if new is None or not new.spec.is_default or (old is not None and old.spec.is_default):
+        return
+    others = await db.execute(
+        select(ResourceRow.namespace, ResourceRow.name).where(
+            ResourceRow.kind == AGENT.name,
+            ResourceRow.deleted_at.is_(None),
+            ResourceRow.id != new.id,
+            ResourceRow.spec["is_default"].as_boolean(),
+        )
+    )
+    for namespace, name in others.all():
+        await store.change(db, SYSTEM, AGENT, namespace, name, Change({"is_default": False}))
+
+
+AGENT: Kind[AgentSpec] = Kind(
+    name="agent",
+    plural="agents",
+    spec=AgentSpec,
+    name_pattern=r"^[a-zA-Z][a-zA-Z0-9 _\-():]*$",
+    references=_references,
+    on_change=_one_default,
+    actions=("create", "read", "update", "delete", "chat"),
+    discover="chat",
+    description="Configurable AI assistants.",
+)
+
+
+async def default_agent(db: Db) -> Resource[Any] | None:
+    """The system default agent, if there is one."""
+    row = await db.scalar(
+        select(ResourceRow)
+        .where(ResourceRow.kind == AGENT.name, ResourceRow.deleted_at.is_(None), ResourceRow.is_active)
+        .where(ResourceRow.spec["is_default"].as_boolean())
+        .limit(1)
+    )
+    return None if row is None else store.load(db, AGENT, row)

@@ -1,0 +1,1 @@
+"""Language-model providers: what administrators declare about them, and which one answers."""

@@ -1,0 +1,94 @@
+"""The LLM provider kind: how a model service is reached. Its key is encrypted and never shown."""
+
+from typing import Literal
+
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
+from sqlalchemy import select
+
+from sinas_server.backends.llm.scripted import ScriptedRules
+from sinas_server.kernel import store
+from sinas_server.kernel.access import SYSTEM
+from sinas_server.kernel.kind import Kind, Spec
+from sinas_server.kernel.secret import Secret
+from sinas_server.kernel.store import Change, Resource
+from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kernel.unit import Db
+
+ProviderType = Literal["openai", "anthropic", "mistral", "ollama", "scripted"]
+
+
+class ProviderSpec(Spec):
+    """How to reach a model service."""
+
+    provider_type: ProviderType = Field(
+        description="The service's wire format. `scripted` is an offline model that follows rules, for demos and tests."
+    )
+    api_key: Secret | None = Field(default=None, description="Its API key; encrypted, never returned.")
+    api_endpoint: str | None = Field(
+        default=None,
+        max_length=2048,
+        pattern=r"^https?://[^\s]+$",
+        description="Address of the API, where it is not the service's own; required for Ollama.",
+    )
+    default_model: str | None = Field(
+        default=None, max_length=255, description="The model used where an agent names none."
+    )
+    models: list[str] = Field(default=[], description="Models it offers; the first is used if there is no default.")
+    config: dict[str, JsonValue] = Field(
+        default={}, description="More settings: `max_tokens`, `organization_id`, `timeout`; the rules of `scripted`."
+    )
+    is_default: bool = Field(default=False, description="Whether agents without a provider of their own use it.")
+
+    @field_validator("config")
+    @classmethod
+    def _rules_are_valid(cls, value: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+        if info.data.get("provider_type") == "scripted":
+            try:
+                ScriptedRules.model_validate(value)
+            except ValidationError as error:
+                problems = error.errors(include_url=False)
+                raise ValueError("; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)) from error
+        return value
+
+    @model_validator(mode="after")
+    def _ollama_has_an_endpoint(self) -> "ProviderSpec":
+        if self.provider_type == "ollama" and not self.api_endpoint:
+            raise ValueError("api_endpoint is required for ollama")
+        return self
+
+    @property
+    def model(self) -> str | None:
+        """The model used where nobody names one."""
+        return self.default_model or (self.models[0] if self.models else None)
+
+
+async def _one_default(db: Db, old: Resource[ProviderSpec] | None, new: Resource[ProviderSpec] | None) -> None:
+    """A provider that becomes the default takes the place of the one before."""
+    if new is None or not new.spec.is_default or (old is not None and old.spec.is_default):
+        return
+    others = await db.scalars(
+        select(ResourceRow.name).where(
+            ResourceRow.kind == PROVIDER.name,
+            ResourceRow.deleted_at.is_(None),
+            ResourceRow.id != new.id,
+            ResourceRow.spec["is_default"].as_boolean(),
+        )
+    )
+    for name in others.all():
+        await store.change(db, SYSTEM, PROVIDER, "", name, Change({"is_default": False}))
+
+
+PROVIDER = Kind(
+    name="llm_provider",
+    plural="llm_providers",
+    title="LLM provider",
+    spec=ProviderSpec,
+    namespaced=False,
+    name_pattern=r"^[^/\s\x00-\x1f](?:[^/\x00-\x1f]*[^/\s\x00-\x1f])?$",
+    yaml="llmProviders",
+    yaml_renames={"provider_type": "type", "api_endpoint": "endpoint"},
+    on_change=_one_default,
+    description="Connections to language-model services.",
+    admin_only=True,
+    packaged=False,
+)

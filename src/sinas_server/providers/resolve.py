@@ -1,0 +1,70 @@
+"""Which provider and model answer for an agent, and asking them."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import select
+
+from sinas_server.backends.llm import ProviderConfig
+from sinas_server.kernel import store
+from sinas_server.kernel.errors import ConflictError
+from sinas_server.kernel.store import Resource
+from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kernel.unit import Db
+from sinas_server.providers.kind import PROVIDER, ProviderSpec
+
+
+class NoProviderError(ConflictError):
+    """No provider can answer; the message says what to configure."""
+
+    code = "no_provider"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The provider and model to ask."""
+
+    provider_id: UUID
+    name: str
+    config: ProviderConfig
+    model: str
+
+    @property
+    def is_scripted(self) -> bool:
+        """Whether this is the offline model, which user interfaces label as such."""
+        return self.config.type == "scripted"
+
+
+async def default_provider(db: Db) -> Resource[ProviderSpec] | None:
+    """The system default: the one marked so, otherwise the oldest active one."""
+    query = (
+        select(ResourceRow)
+        .where(ResourceRow.kind == PROVIDER.name, ResourceRow.deleted_at.is_(None), ResourceRow.is_active)
+        .order_by(ResourceRow.spec["is_default"].as_boolean().desc(), ResourceRow.created_at)
+        .limit(1)
+    )
+    row = await db.scalar(query)
+    return None if row is None else store.load(db, PROVIDER, row)
+
+
+async def resolve(db: Db, provider_id: UUID | None, model: str | None) -> Resolved:
+    """The provider an agent asks: its own, else the default; and the model: the agent's, else the provider's.
+
+    Raises `NoProviderError`.
+    """
+    provider = await store.fetch(db, PROVIDER, provider_id) if provider_id else await default_provider(db)
+    if provider is None or not provider.is_active:
+        what = "The agent's LLM provider is not available" if provider_id else "No LLM provider is configured"
+        raise NoProviderError(f"{what}: create one with POST /api/v1/llm-providers")
+    name = model or provider.spec.model
+    if name is None:
+        if provider.spec.provider_type != "scripted":
+            raise NoProviderError(f"LLM provider '{provider.name}' has no default_model and the agent names no model")
+        name = "scripted"
+    return Resolved(provider.id, provider.name, _config(provider.spec), name)
+
+
+def _config(spec: ProviderSpec) -> ProviderConfig:
+    options = cast(dict[str, Any], spec.config)
+    return ProviderConfig(spec.provider_type, spec.api_key, spec.api_endpoint, options)
