@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from scripts.lint.source import Problem, Source
 
 DECLARATIONS = frozenset(
-    {"APIRouter", "crud_router", "getLogger", "get_logger", "Typer", "ContextVar", "Table", "MetaData"}
+    {"getLogger", "get_logger", "Typer", "ContextVar", "Table", "MetaData"}
     | {"TypeVar", "ParamSpec", "TypeVarTuple", "NewType", "namedtuple"}
 )
 """Calls that declare something; their result holds no state that a caller could change by using it."""
@@ -36,7 +36,7 @@ def _empty(value: ast.expr) -> bool:
 
 def _reason(name: str, value: ast.expr) -> str | None:
     call = _called(value)
-    if call in DECLARATIONS or name.startswith("__"):
+    if call in DECLARATIONS or (call or "").lower().endswith("router") or name.startswith("__"):
         return None
     if call in STATEFUL_CALLS or (call or "").endswith(STATEFUL):
         return f"`{name}` is an object with state"
