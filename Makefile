@@ -1,9 +1,19 @@
 # Every command of the project. `make up` and `make test` are all a new machine needs.
 
-UV ?= uv
+UV ?= scripts/uv
 RUN = $(UV) run --frozen
 
-.PHONY: lint format docs
+.PHONY: up sync test lint format docs
+
+up:  ## install what is missing and run everything in the foreground: `make up`, `make up PORT=9000`
+	@$(UV) sync --frozen --no-dev --inexact
+	@exec .venv/bin/sinas up $(if $(PORT),--port $(PORT)) $(ARGS)
+
+sync:  ## install everything that development needs
+	$(UV) sync --frozen
+
+test: sync  ## every test: `make test`, `make test ARGS="-k login"`
+	$(RUN) pytest -n 2 $(ARGS)
 
 lint:  ## everything that is checked without running the product
 	$(RUN) ruff check .

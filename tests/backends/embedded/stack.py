@@ -1,6 +1,9 @@
-"""A small program under the supervisor, run by path in a process of its own: `stack.py ROOT PORT`.
+"""A small program under the supervisor, run by path in a process of its own: `stack.py ROOT PORT [WORKERS]`.
 
-Role `api` answers GET /health with its pid; role `worker` starts a process in a session of its own, as a sandbox does.
+Role `api` answers GET /health with its pid. Role `worker` starts, as a sandbox does, a process in a session of its own
+that dies with it. WORKERS makes them otherwise: `careless` (also start one that does not die with them), `failing`,
+`stubborn` (deaf to SIGTERM, given a short time), `eternal` (the same, given a long time). ROOT/ready.json appears when
+the API answers.
 """
 
 import json
@@ -9,16 +12,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from sinas_server.backends.embedded.datadir import DataDir
 from sinas_server.backends.embedded.postgres import Postgres
-from sinas_server.backends.embedded.process import EmbeddedError, die_with_parent, log_event
+from sinas_server.backends.embedded.process import EmbeddedError, log_event
 from sinas_server.backends.embedded.role import Role, run_once
-from sinas_server.backends.embedded.server import running
+from sinas_server.backends.embedded.server import launched, running
 from sinas_server.backends.embedded.supervisor import Supervisor, answers_health, bind_api_socket
 from sinas_server.backends.embedded.valkey import Valkey
+
+GRACE = {"stubborn": 0.2, "eternal": 1000.0}
+SLEEP = ["/bin/sleep", "1000"]
 
 
 def api(listener: socket.socket) -> None:
@@ -29,23 +34,23 @@ def api(listener: socket.socket) -> None:
             client.sendall(f"HTTP/1.0 200 OK\r\n\r\n{os.getpid()}".encode())
 
 
-def worker(slot: int, root: Path) -> None:
-    parent = os.getpid()
-    child = subprocess.Popen(["sleep", "1000"], start_new_session=True, preexec_fn=lambda: die_with_parent(parent))
-    # One that escapes: another session, no signal at its parent's death.
-    escaped = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    (root / f"worker-{slot}.json").write_text(json.dumps({"pid": parent, "child": child.pid, "escaped": escaped.pid}))
-
-    def end(*_: object) -> None:
-        escaped.kill()
-        sys.exit(0)
-
-    signal.signal(signal.SIGTERM, end)
+def worker(slot: int, root: Path, mode: str) -> None:
+    if mode == "failing":
+        raise RuntimeError("this worker fails")
+    if mode in GRACE:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    started = [subprocess.Popen(launched(SLEEP, signal.SIGKILL, userns=False))]
+    if mode == "careless":
+        started.append(subprocess.Popen(SLEEP, start_new_session=True))
+    pids = {"pid": os.getpid(), "started": [process.pid for process in started]}
+    fresh = root / f"worker-{slot}.new"
+    fresh.write_text(json.dumps(pids))
+    fresh.rename(root / f"worker-{slot}.json")
     while True:
-        time.sleep(60)
+        signal.pause()
 
 
-def main(root: Path, port: int) -> None:
+def main(root: Path, port: int, mode: str) -> None:
     data = DataDir(root)
     with data.lock() as lock:
         listener = bind_api_socket("127.0.0.1", port)
@@ -54,19 +59,29 @@ def main(root: Path, port: int) -> None:
             postgres.wait_ready()
             valkey.wait_ready()
             run_once(Role("migrate", lambda _: log_event("migrate", "done")))
-            urls = {"database": postgres.url(), "redis": valkey.url(), "pid": os.getpid()}
-            roles = [Role("api", lambda _: api(listener)), Role("worker", lambda slot: worker(slot, root), count=2)]
+
+            def ready() -> None:
+                addresses = {"database": postgres.url(), "redis": valkey.url()}
+                (root / "ready.new").write_text(json.dumps(addresses))
+                (root / "ready.new").rename(root / "ready.json")
+
+            workers = Role(
+                "worker", lambda slot: worker(slot, root, mode), count=2, grace_seconds=GRACE.get(mode, 10.0)
+            )
             Supervisor(
                 [postgres, valkey],
-                roles,
+                [
+                    Role("api", lambda _: api(listener)),
+                    workers,
+                ],
                 is_ready=lambda: answers_health("127.0.0.1", port),
-                on_ready=lambda: (root / "ready.json").write_text(json.dumps(urls)) and None,
+                on_ready=ready,
                 close_in_roles=[lock],
             ).run()
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), int(sys.argv[2]))
+        main(Path(sys.argv[1]), int(sys.argv[2]), [*sys.argv, ""][3])
     except EmbeddedError as error:
         sys.exit(str(error))

@@ -36,9 +36,10 @@ WATCHED = STOP_SIGNALS | {signal.SIGCHLD}
 
 @dataclass
 class _Watch:
-    """A unit and when it may start again."""
+    """A unit, the seconds it gets to end, and when it may start again."""
 
     unit: Unit
+    grace: float
     started: float = 0.0
     delay: float = FIRST_DELAY
     due: float | None = None
@@ -72,10 +73,11 @@ class Supervisor:
         self._event = on_event
         self._is_ready = is_ready
         self._on_ready = on_ready
-        self._grace = max((role.grace_seconds for role in roles), default=0.0)
-        self._servers = [_Watch(server, started=time.monotonic()) for server in servers]
+        self._servers = [_Watch(server, STOP_GRACE, started=time.monotonic()) for server in servers]
         self._roles = [
-            _Watch(RoleProcess(role, slot, close=close_in_roles)) for role in roles for slot in range(role.count)
+            _Watch(RoleProcess(role, slot, close=close_in_roles), role.grace_seconds)
+            for role in roles
+            for slot in range(role.count)
         ]
 
     def run(self) -> None:
@@ -147,22 +149,24 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._event("supervisor", "stopping; once more to force")
-        forced = self._end(self._roles, self._grace)
+        forced = self._end(self._roles, forced=False)
         self._reap_orphans()
-        self._end(self._servers, 0.0 if forced else STOP_GRACE)
+        self._end(self._servers, forced=forced)
         self._event("supervisor", "stopped")
 
-    def _end(self, watches: Sequence[_Watch], grace: float) -> bool:
-        """Asks units to end, kills those that have not after `grace` seconds; whether the user forced it."""
-        until, forced = time.monotonic() + grace, False
+    def _end(self, watches: Sequence[_Watch], *, forced: bool) -> bool:
+        """Asks units to end and kills those whose grace is over; whether the user forced it."""
+        began = time.monotonic()
         for watch in watches:
             watch.unit.terminate()
-        while not forced and time.monotonic() < until and any(watch.unit.poll() is None for watch in watches):
-            forced = _wait(min(until - time.monotonic(), 0.5)) in STOP_SIGNALS
-        for watch in watches:
-            if watch.unit.poll() is None:
+        while left := [watch for watch in watches if watch.unit.poll() is None]:
+            late = [watch for watch in left if forced or time.monotonic() > began + watch.grace]
+            for watch in late:
                 self._event(watch.unit.name, "did not end in time; killed")
                 watch.unit.kill()
+            if not late:
+                until = began + min(watch.grace for watch in left)
+                forced = _wait(until - time.monotonic()) in STOP_SIGNALS
         return forced
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import signal
 import socket
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -50,6 +51,20 @@ class Valkey(Server):
         write_private(configuration, "\n".join(self._settings()))
         self._socket.unlink(missing_ok=True)
         self.serve([str(binary()), str(configuration)])
+
+    def wait_ready(self, timeout: float = 600.0) -> None:
+        """As of any server; but a log damaged in its middle is set aside, because all it held can be rebuilt."""
+        try:
+            super().wait_ready(timeout)
+        except EmbeddedError as error:
+            log = self.data.valkey / "appendonlydir"
+            if "reading the append only file" not in str(error) or not log.exists():
+                raise
+            aside = log.with_name(f"damaged-{time.time_ns()}")
+            log.rename(aside)
+            self.event(self.name, f"cannot read its log; starting empty, the old log is {aside}")
+            self.spawn()
+            super().wait_ready(timeout)
 
     def ready(self) -> bool:
         """Whether PING is answered; not yet while the log is being loaded."""
