@@ -15,7 +15,7 @@ from scripts.lint.names import module_names
 from scripts.lint.reasons import reasons
 from scripts.lint.settings import unread_settings
 from scripts.lint.size import file_length, function_length
-from scripts.lint.source import Problem, Source
+from scripts.lint.source import Problem, Source, syntax_errors
 from scripts.lint.wire import names_any
 
 Rule = Callable[[Source], Iterable[Problem]]
@@ -54,9 +54,11 @@ def repository() -> list[Source]:
 
 def problems(sources: Sequence[Source]) -> list[Problem]:
     """What breaks a rule, in the order of files and lines."""
-    found = list(unread_settings(sources))
+    broken = {given.path: problem for given in sources for problem in syntax_errors(given)}
+    whole = [given for given in sources if given.path not in broken]
+    found = [*broken.values(), *unread_settings(whole)]
     for rule, exempt in RULES:
-        found += apart_from(exempt, (problem for source in sources for problem in rule(source)))
+        found += apart_from(exempt, (problem for given in whole for problem in rule(given)))
     return sorted(found, key=lambda problem: (problem.path, problem.line))
 
 

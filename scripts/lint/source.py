@@ -62,3 +62,11 @@ class Source:
 def source(path: str, text: str) -> Source:
     """A source from plain strings."""
     return Source(PurePosixPath(path), text)
+
+
+def syntax_errors(given: Source) -> Iterator[Problem]:
+    """The error that keeps every other rule from reading the file."""
+    try:
+        _ = given.tree if given.is_python else None
+    except SyntaxError as error:
+        yield given.problem(error.lineno or 1, f"not Python: {error.msg}")
