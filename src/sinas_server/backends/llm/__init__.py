@@ -124,7 +124,10 @@ class ThinkingDelta:
 
 @dataclass(frozen=True)
 class Answer:
-    """The whole answer; always the last event of a stream."""
+    """The whole answer; always the last event of a stream.
+
+    `finish_reason` is `stop`, `length`, `tool_calls`, `content_filter` or `error`.
+    """
 
     text: str
     tool_calls: tuple[ToolCall, ...] = ()

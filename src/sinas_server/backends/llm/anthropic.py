@@ -1,0 +1,29 @@
+"""Anthropic's messages API."""
+
+import httpx2
+from anthropic import AsyncAnthropic
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.providers.anthropic import AnthropicProvider
+
+from sinas_server.backends.llm import ProviderConfig
+from sinas_server.backends.llm.connection import Connection
+from sinas_server.backends.llm.history import Dialect
+from sinas_server.backends.llm.options import ProviderOptions
+
+IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+DIALECT = Dialect(data=IMAGES | {"application/pdf"}, url=IMAGES | {"image/*", "application/pdf"})
+
+
+def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, http: httpx2.AsyncClient) -> Connection:
+    """A connection to a server that speaks Anthropic's messages API."""
+    client = AsyncAnthropic(
+        api_key=config.api_key or "none",
+        base_url=endpoint,
+        timeout=http.timeout,
+        max_retries=0,
+        default_headers=options.headers,
+        http_client=http,
+    )
+
+    provider = AnthropicProvider(anthropic_client=client)
+    return Connection(lambda name: AnthropicModel(name, provider=provider), DIALECT)

@@ -1,0 +1,25 @@
+"""What a provider's module supplies to `DirectModel`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from pydantic_ai.settings import ModelSettings
+
+from sinas_server.backends.llm.history import Dialect
+
+if TYPE_CHECKING:
+    from pydantic_ai.models.anthropic import AnthropicModel
+    from pydantic_ai.models.mistral import MistralModel
+    from pydantic_ai.models.openai import OpenAIChatModel
+
+Adapter: TypeAlias = "OpenAIChatModel | AnthropicModel | MistralModel"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An adapter for a model's name, what the provider takes, and settings for every request."""
+
+    model: Callable[[str], Adapter]
+    dialect: Dialect
+    settings: ModelSettings = field(default_factory=ModelSettings)

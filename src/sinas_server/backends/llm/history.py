@@ -1,0 +1,188 @@
+"""Our messages to and from pydantic-ai's, which is the form every provider adapter speaks."""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import pydantic_ai.messages as ai
+from pydantic import JsonValue, ValidationError
+
+from sinas_server.backends.llm import (
+    Answer,
+    AssistantMessage,
+    MediaPart,
+    Message,
+    Part,
+    ProviderError,
+    SystemMessage,
+    TextPart,
+    ToolCall,
+    ToolMessage,
+    Usage,
+    UserMessage,
+)
+
+FINISH_REASONS = {"tool_call": "tool_calls"}
+TEXT_TYPES = frozenset({"application/json", "application/xml", "application/yaml", "application/x-yaml"})
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a provider takes: media inline and by URL (`image/png`, `image/*`), and tool call ids of which length."""
+
+    data: frozenset[str]
+    url: frozenset[str] = frozenset()
+    tool_id_length: int | None = None
+
+    def allows(self, part: MediaPart) -> bool:
+        """Whether this part can be sent."""
+        major = part.media_type.split("/")[0]
+        allowed = self.data if part.data_base64 is not None else self.url
+        return bool(allowed & {part.media_type, f"{major}/*"}) or (
+            "text/*" in allowed and part.media_type in TEXT_TYPES
+        )
+
+    def tool_id(self, call_id: str) -> str:
+        """The id as this provider takes it: itself if it fits, else letters and digits that stand for it."""
+        length = self.tool_id_length
+        if length is None or (len(call_id) == length and call_id.isalnum() and call_id.isascii()):
+            return call_id
+        return hashlib.sha256(call_id.encode()).hexdigest()[:length]
+
+
+def to_history(provider: str, messages: Iterable[Message], dialect: Dialect) -> list[ai.ModelMessage]:
+    """The conversation for a request. Raises `ProviderError` for media that the provider does not take."""
+    history: list[ai.ModelMessage] = []
+    pending: list[ai.ModelRequestPart] = []
+    for message in messages:
+        if isinstance(message, AssistantMessage):
+            if pending:
+                history.append(ai.ModelRequest(parts=pending))
+                pending = []
+            history.append(_response(message, dialect))
+        elif isinstance(message, SystemMessage):
+            pending.append(ai.SystemPromptPart(message.text))
+        elif isinstance(message, ToolMessage):
+            call_id = dialect.tool_id(message.call_id)
+            pending.append(ai.ToolReturnPart(message.name, message.content, tool_call_id=call_id))
+        else:
+            pending.append(ai.UserPromptPart(_user_content(provider, message, dialect)))
+    if pending:
+        history.append(ai.ModelRequest(parts=pending))
+    return history
+
+
+def _user_content(provider: str, message: UserMessage, dialect: Dialect) -> str | list[ai.UserContent]:
+    if all(isinstance(part, TextPart) for part in message.parts):
+        return "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
+    return [_user_part(provider, part, dialect) for part in message.parts]
+
+
+def _user_part(provider: str, part: Part, dialect: Dialect) -> ai.UserContent:
+    if isinstance(part, TextPart):
+        return part.text
+    if part.data_base64 is not None and (part.media_type.startswith("text/") or part.media_type in TEXT_TYPES):
+        return _inlined(part, _decoded(part, part.data_base64))
+    if not dialect.allows(part):
+        form = "inline" if part.data_base64 is not None else "by URL"
+        raise ProviderError(f"{provider} does not take {part.kind} content of type {part.media_type} {form}")
+    details = {"detail": part.detail} if part.detail and part.kind == "image" else None
+    if part.data_base64 is not None:
+        data = _decoded(part, part.data_base64)
+        return ai.BinaryContent(data, media_type=part.media_type, identifier=part.filename, vendor_metadata=details)
+    if part.url is None:
+        raise ProviderError(f"the {part.kind} content has neither data nor a URL")
+    if part.kind == "image":
+        return ai.ImageUrl(part.url, media_type=part.media_type, vendor_metadata=details)
+    return ai.DocumentUrl(part.url, media_type=part.media_type)
+
+
+def _decoded(part: MediaPart, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ProviderError(f"the {part.kind} content is not base64: {error}") from None
+
+
+def _inlined(part: MediaPart, data: bytes) -> str:
+    """A text file as part of the prompt, which every provider takes."""
+    try:
+        content = data.decode()
+    except UnicodeDecodeError as error:
+        raise ProviderError(f"the file {part.filename or 'content'} of type {part.media_type} is not UTF-8") from error
+    return f'<file name="{part.filename or "file"}" type="{part.media_type}">\n{content}\n</file>'
+
+
+def _response(message: AssistantMessage, dialect: Dialect) -> ai.ModelResponse:
+    """The provider's own form of an answer if it still says what the message says, else one built from the message."""
+    ids = [dialect.tool_id(call.id) for call in message.tool_calls]
+    native = _parse_native(message.native)
+    if native is not None and text_of(native) == message.text:
+        calls = [part for part in native.parts if isinstance(part, ai.ToolCallPart)]
+        said = [(call.tool_name, arguments_of(call)) for call in calls]
+        if said == [(call.name, call.arguments) for call in message.tool_calls]:
+            return _with_ids(native, ids)
+    parts: list[ai.ModelResponsePart] = [ai.TextPart(message.text)] if message.text else []
+    parts.extend(
+        ai.ToolCallPart(call.name, call.arguments, tool_call_id=call_id)
+        for call, call_id in zip(message.tool_calls, ids, strict=True)
+    )
+    return ai.ModelResponse(parts=parts)
+
+
+def _parse_native(native: JsonValue) -> ai.ModelResponse | None:
+    if native is None:
+        return None
+    try:
+        (message,) = ai.ModelMessagesTypeAdapter.validate_python([native])
+    except ValidationError:
+        return None  # written by another version of the library: what our own fields hold is enough
+    return message if isinstance(message, ai.ModelResponse) else None
+
+
+def _with_ids(response: ai.ModelResponse, ids: Sequence[str]) -> ai.ModelResponse:
+    """The same answer with the ids under which the results will be given."""
+    left = iter(ids)
+    parts = [
+        replace(part, tool_call_id=next(left)) if isinstance(part, ai.ToolCallPart) else part for part in response.parts
+    ]
+    return replace(response, parts=parts)
+
+
+def text_of(response: ai.ModelResponse) -> str:
+    """The whole text of an answer."""
+    return "".join(part.content for part in response.parts if isinstance(part, ai.TextPart))
+
+
+def arguments_of(call: ai.ToolCallPart) -> str:
+    """The arguments as the model wrote them; `{}` when it wrote nothing."""
+    if isinstance(call.args, str):
+        return call.args or "{}"
+    return json.dumps(call.args or {}, ensure_ascii=False, separators=(",", ":"))
+
+
+def to_answer(response: ai.ModelResponse) -> Answer:
+    """A provider's finished answer in our form."""
+    calls = tuple(
+        ToolCall(part.tool_call_id, part.tool_name, arguments_of(part))
+        for part in response.parts
+        if isinstance(part, ai.ToolCallPart)
+    )
+    reason = response.finish_reason or ("tool_call" if calls else "stop")
+    usage = response.usage
+    return Answer(
+        text=text_of(response),
+        tool_calls=calls,
+        thinking="".join(part.content for part in response.parts if isinstance(part, ai.ThinkingPart)),
+        native=ai.ModelMessagesTypeAdapter.dump_python([response], mode="json")[0],
+        usage=Usage(
+            prompt_tokens=usage.input_tokens,
+            completion_tokens=usage.output_tokens,
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+        ),
+        finish_reason=FINISH_REASONS.get(reason, reason),
+    )

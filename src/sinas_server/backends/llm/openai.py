@@ -1,0 +1,70 @@
+"""OpenAI, every endpoint that speaks its chat completions, and Ollama, which does too."""
+
+from urllib.parse import urlsplit
+
+import httpx2
+from openai import AsyncOpenAI
+from pydantic_ai.models.ollama import OllamaModel
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.profiles import merge_profile
+from pydantic_ai.profiles.openai import OpenAIModelProfile
+from pydantic_ai.providers.ollama import OllamaProvider
+from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+
+from sinas_server.backends.llm import ProviderConfig
+from sinas_server.backends.llm.connection import Connection
+from sinas_server.backends.llm.history import Dialect
+from sinas_server.backends.llm.options import OFFICIAL, ProviderOptions
+
+NO_KEY = "none"
+"""Sent where a server wants no key, since the client insists on one."""
+OPENAI = Dialect(data=frozenset({"image/*", "audio/wav", "audio/mpeg", "application/pdf"}), url=frozenset({"image/*"}))
+OLLAMA = Dialect(data=frozenset({"image/*"}))
+
+
+def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, http: httpx2.AsyncClient) -> Connection:
+    """A connection to a server that speaks OpenAI's chat completions."""
+    client = AsyncOpenAI(
+        api_key=config.api_key or NO_KEY,
+        base_url=endpoint,
+        timeout=http.timeout,
+        max_retries=0,
+        default_headers=options.headers,
+        http_client=http,
+    )
+    # Else taken from the process environment, which is not this provider's.
+    client.organization, client.project = options.organization_id, None
+
+    if config.type == "ollama":
+        return Connection(lambda name: _ollama(name, client), OLLAMA)
+    return Connection(lambda name: _openai(name, client), OPENAI)
+
+
+def _openai(name: str, client: AsyncOpenAI) -> OpenAIChatModel:
+    # A stream that simply ends would otherwise count as a whole answer.
+    profile = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
+    if client.base_url.host == urlsplit(OFFICIAL["openai"]).hostname:
+        return OpenAIChatModel(name, provider=OpenAIProvider(openai_client=client), profile=profile)
+    default = OpenAICompatibleProvider.model_profile(name)
+    reasons = bool(default and default.get("openai_supports_reasoning"))
+    compatible = merge_profile(
+        profile,
+        OpenAIModelProfile(
+            # Other servers know the older name only; OpenAI's reasoning models, behind a proxy, the newer only.
+            openai_chat_supports_max_completion_tokens=reasons,
+            openai_chat_supports_multiple_system_messages=False,
+        ),
+    )
+    return OpenAIChatModel(
+        name, provider=OpenAICompatibleProvider("openai-compatible", openai_client=client), profile=compatible
+    )
+
+
+def _ollama(name: str, client: AsyncOpenAI) -> OpenAIChatModel:
+    profile = OpenAIModelProfile(
+        openai_chat_streaming_requires_finish_reason=True,
+        openai_chat_supports_multiple_system_messages=False,
+        openai_chat_supports_max_completion_tokens=False,
+    )
+    return OllamaModel(name, provider=OllamaProvider(openai_client=client), profile=profile)

@@ -1,0 +1,141 @@
+"""Outgoing connections: which addresses may be reached, checked on the very address a name resolved to."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import httpcore2
+import httpx2
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Refusal: TypeAlias = Callable[[Address], str | None]
+"""Says why an address may not be reached, or None when it may."""
+
+METADATA_NETWORKS = tuple(
+    ip_network(network)
+    for network in (
+        "169.254.0.0/16",  # AWS, Azure, Google, Oracle and the rest; AWS tasks and pods
+        "168.63.129.16/32",  # Azure's host
+        "100.100.100.200/32",  # Alibaba
+        "192.0.0.192/32",  # Oracle
+        "fd00:ec2::/32",  # AWS
+        "fd20:ce::254/128",  # Google
+    )
+)
+METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog", "instance-data.ec2.internal"})
+_NAT64 = ip_network("64:ff9b::/96")
+
+
+class ForbiddenAddressError(OSError):
+    """The address may not be reached; the message says which and why."""
+
+
+def embedded_ipv4(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one stands for (mapped, 6to4, NAT64), else the address itself."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+def refuse_metadata(address: Address) -> str | None:
+    """Refuse the addresses where clouds hand out a machine's credentials; every other address may be reached."""
+    real = embedded_ipv4(address)
+    if any(real in network for network in METADATA_NETWORKS):
+        return "it is a cloud metadata address"
+    return None
+
+
+def check_endpoint(url: str) -> None:
+    """Accept a URL that an administrator set, without resolving it. Raises `ForbiddenAddressError` or `ValueError`."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"{url!r} is not an http or https URL")
+    _ = parts.port  # raises ValueError when it is not a port
+    host = parts.hostname.rstrip(".").lower()
+    if host in METADATA_NAMES:
+        raise ForbiddenAddressError(f"{host} may not be reached: it is a cloud metadata address")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return
+    _require(address, host, refuse_metadata)
+
+
+def _require(address: Address, host: str, refuse: Refusal) -> None:
+    reason = refuse(address)
+    if reason is not None:
+        name = host if host == str(address) else f"{host} ({address})"
+        raise ForbiddenAddressError(f"{name} may not be reached: {reason}")
+
+
+async def resolve(host: str, port: int) -> list[Address]:
+    """The addresses of a host, in the resolver's order. Raises `OSError` when there are none."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
+
+
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
+    """Connects to the very address that was checked, so that a second look-up cannot give another one."""
+
+    def __init__(self, refuse: Refusal) -> None:
+        self._refuse = refuse
+        self._inner = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - the signature is httpcore's
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """A connection to the first address of `host` that answers; `ForbiddenAddressError` if any is refused."""
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await resolve(host, port)
+        except TimeoutError as error:
+            raise httpcore2.ConnectTimeout(f"looking up {host} took too long") from error
+        except OSError as error:
+            raise httpcore2.ConnectError(f"{host} cannot be resolved: {error.strerror}") from error
+        for address in addresses:
+            _require(address, host, self._refuse)
+        failure: Exception = httpcore2.ConnectError(f"{host} has no address")
+        for address in addresses:
+            try:
+                return await self._inner.connect_tcp(str(address), port, timeout, local_address, socket_options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109 - the signature is httpcore's
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Always refused: no address a user can write means a local socket."""
+        raise ForbiddenAddressError(f"{path} may not be reached: it is a local socket")
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait between attempts."""
+        await asyncio.sleep(seconds)
+
+
+class GuardedTransport(httpx2.AsyncHTTPTransport):
+    """The transport of every outgoing HTTP client: each new connection, redirects included, passes `refuse`."""
+
+    def __init__(self, refuse: Refusal = refuse_metadata, *, max_connections: int = 100) -> None:
+        context = httpx2.create_ssl_context()
+        super().__init__(verify=context)
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=max_connections,
+            max_keepalive_connections=20,
+            keepalive_expiry=30,
+            network_backend=GuardedBackend(refuse),
+        )

@@ -1,0 +1,266 @@
+"""Every provider's adapter against the fake server: what is sent, what is streamed, what an answer holds."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from sinas_server.backends.llm import (
+    Answer,
+    AssistantMessage,
+    LanguageModel,
+    MediaPart,
+    ProviderConfig,
+    TextDelta,
+    TextPart,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
+from sinas_server.backends.llm.open import open_model
+from tests.backends.llm.asking import KEY, WEATHER, ask, collect, failure, text, thinking
+from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
+
+ARGUMENTS = '{"city":  "Köln", "days": 1.50}'
+
+
+async def test_streams_text_and_ends_with_the_whole_answer(fake: FakeLLM, model: LanguageModel) -> None:
+    fake.replies.append(Reply(text="Grüße aus dem Stück, 你好!", chunks=5, cached_tokens=4))
+    events, answer = await collect(model, ask())
+    assert [type(event) for event in events] == [TextDelta] * 5
+    assert text(events) == answer.text == "Grüße aus dem Stück, 你好!"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.cache_read_tokens) == (11, 7, 4)
+    assert answer.finish_reason == "stop"
+    assert answer.tool_calls == ()
+
+
+async def test_sends_model_messages_and_settings(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
+    request = replace(ask("Hi", tools=(WEATHER,)), temperature=0.25, max_tokens=77)
+    await collect(model, request)
+    body = fake.requests[0].body
+    assert body["model"] == "fake-large"
+    assert body["temperature"] == 0.25
+    assert body["max_tokens"] == 77
+    assert body["stream"] is True
+    assert "Be brief." in json.dumps(body["system"] if provider == "anthropic" else body["messages"][0])
+    assert "Hi" in json.dumps(body["messages"][-1])
+    tool = body["tools"][0] if provider == "anthropic" else body["tools"][0]["function"]
+    assert tool["name"] == "shop__weather"
+    schema = tool["input_schema"] if provider == "anthropic" else tool["parameters"]
+    assert schema["required"] == ["city"]
+    assert fake.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_parallel_tool_calls_keep_their_arguments_and_equal_ids(fake: FakeLLM, model: LanguageModel) -> None:
+    calls = [Call(name="shop__weather", arguments=ARGUMENTS), Call(name="shop__weather", arguments="{}")]
+    fake.replies.append(Reply(text="Let me look.", tool_calls=calls, chunk_size=3))
+    events, answer = await collect(model, ask(tools=(WEATHER,)))
+    assert answer.tool_calls == (
+        ToolCall("call_0", "shop__weather", ARGUMENTS),
+        ToolCall("call_0", "shop__weather", "{}"),
+    )
+    assert answer.finish_reason == "tool_calls"
+    assert answer.text == text(events) == "Let me look."
+
+
+async def test_invalid_arguments_are_passed_on_as_written(fake: FakeLLM, model: LanguageModel) -> None:
+    fake.replies.append(Reply(text="", tool_calls=[Call(name="shop__weather", arguments='{"city": ')]))
+    _, answer = await collect(model, ask(tools=(WEATHER,)))
+    assert answer.tool_calls[0].arguments == '{"city": '
+    # and they can be sent back with the complaint as the tool's result
+    request = ask(
+        "Hi",
+        AssistantMessage(answer.text, answer.tool_calls, answer.native),
+        ToolMessage("call_0", "shop__weather", "not JSON"),
+        tools=(WEATHER,),
+    )
+    _, again = await collect(model, request)
+    assert again.text
+
+
+def results_sent(fake: FakeLLM, provider: Provider) -> list[tuple[str, str]]:
+    """The tool results of the last request: call id and content."""
+    found = []
+    for message in fake.requests[-1].body["messages"]:
+        if provider == "anthropic":
+            blocks = [block for block in message["content"] if block["type"] == "tool_result"]
+            found += [(block["tool_use_id"], json.dumps(block["content"])) for block in blocks]
+        elif message["role"] == "tool":
+            found.append((message["tool_call_id"], json.dumps(message["content"])))
+    return found
+
+
+def calls_sent(fake: FakeLLM, provider: Provider) -> list[str]:
+    """The ids of the calls of the last request."""
+    found = []
+    for message in fake.requests[-1].body["messages"]:
+        if provider == "anthropic" and message["role"] == "assistant":
+            found += [block["id"] for block in message["content"] if block["type"] == "tool_use"]
+        else:
+            found += [call["id"] for call in message.get("tool_calls") or []]
+    return found
+
+
+@pytest.mark.parametrize("native", [True, False])
+async def test_results_go_back_under_the_ids_given(
+    fake: FakeLLM, model: LanguageModel, provider: Provider, native: bool
+) -> None:
+    fake.replies.append(Reply(tool_calls=[Call(name="shop__weather", arguments='{"city":"Köln"}')]))
+    _, answer = await collect(model, ask(tools=(WEATHER,)))
+    shown = replace(answer.tool_calls[0], id="call_0-2")  # as the chat shows an id that another turn already used
+    request = ask(
+        "Hi",
+        AssistantMessage(answer.text, (shown,), answer.native if native else None),
+        ToolMessage("call_0-2", "shop__weather", '{"sky": "grey"}'),
+        tools=(WEATHER,),
+    )
+    await collect(model, request)
+    ((call_id, content),) = results_sent(fake, provider)
+    assert "grey" in content
+    assert calls_sent(fake, provider) == [call_id]
+    if provider == "mistral":
+        assert len(call_id) == 9 and call_id.isalnum()
+    else:
+        assert call_id == "call_0-2"
+
+
+async def test_thinking_is_streamed_and_kept_apart(fake: FakeLLM, model: LanguageModel) -> None:
+    fake.replies.append(Reply(thinking="First the sum, then the tax.", text="42", chunk_size=5))
+    events, answer = await collect(model, ask())
+    assert thinking(events) == answer.thinking == "First the sum, then the tax."
+    assert answer.text == "42"
+
+
+async def test_anthropic_thinking_is_replayed_with_its_signature(fake: FakeLLM) -> None:
+    model = open_model(ProviderConfig("anthropic", KEY, fake.endpoint("anthropic")))
+    fake.replies.append(
+        Reply(thinking="I need the weather.", signature="c2ln", tool_calls=[Call(name="shop__weather")])
+    )
+    _, answer = await collect(model, ask(tools=(WEATHER,)))
+    stored = json.loads(json.dumps(answer.native))  # through the journal
+    request = ask(
+        "Hi",
+        AssistantMessage(answer.text, answer.tool_calls, stored),
+        ToolMessage("call_0", "shop__weather", "grey"),
+        tools=(WEATHER,),
+    )
+    await collect(model, request)
+    said = next(message for message in fake.requests[-1].body["messages"] if message["role"] == "assistant")
+    assert said["content"][0] == {"type": "thinking", "thinking": "I need the weather.", "signature": "c2ln"}
+    assert said["content"][-1]["type"] == "tool_use"
+    await model.close()
+
+
+async def test_an_edited_answer_is_sent_as_edited(fake: FakeLLM, model: LanguageModel) -> None:
+    fake.replies.append(Reply(text="The secret is 1234."))
+    _, answer = await collect(model, ask())
+    await collect(model, ask("Hi", AssistantMessage("The secret is ****.", (), answer.native), "And?"))
+    sent = json.dumps(fake.requests[-1].body)
+    assert "****" in sent
+    assert "1234" not in sent
+
+
+async def test_a_native_form_of_another_version_is_ignored(fake: FakeLLM, model: LanguageModel) -> None:
+    await collect(model, ask("Hi", AssistantMessage("Hello.", (), {"kind": "response", "parts": "?"}), "And?"))
+    assert "Hello." in json.dumps(fake.requests[-1].body)
+
+
+async def test_output_schema_is_enforced_or_told(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
+    schema = {"type": "object", "properties": {"total": {"type": "number"}}, "required": ["total"]}
+    fake.replies.append(Reply(text='{"total": 3}'))
+    _, answer = await collect(model, replace(ask(), output_schema=schema))
+    assert answer.text == '{"total": 3}'
+    body = fake.requests[0].body
+    if provider in {"openai", "ollama"}:
+        assert body["response_format"]["json_schema"]["schema"]["required"] == ["total"]
+    else:
+        assert "total" in json.dumps(body.get("system") or body["messages"][0:2])
+
+
+async def test_length_limit_is_reported(fake: FakeLLM, model: LanguageModel) -> None:
+    fake.replies.append(Reply(finish_reason="length"))
+    _, answer = await collect(model, ask())
+    assert answer.finish_reason == "length"
+
+
+async def test_lists_models(fake: FakeLLM, model: LanguageModel) -> None:
+    assert await model.list_models() == ["fake-large", "fake-small"]
+
+
+async def test_options_reach_the_provider(fake: FakeLLM, provider: Provider) -> None:
+    options = {"max_tokens": 5, "organization_id": "org-1", "headers": {"X-Team": "blue"}, "unknown": True}
+    model = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
+    await collect(model, ask())
+    sent = fake.requests[0]
+    assert sent.body["max_tokens"] == 5
+    assert sent.headers["x-team"] == "blue"
+    if provider == "openai":
+        assert sent.headers["openai-organization"] == "org-1"
+    await model.close()
+
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+MEDIA = {
+    "image": MediaPart("image", "image/png", PNG, detail="low"),
+    "image url": MediaPart("image", "image/png", url="https://example.com/cat.png"),
+    "audio": MediaPart("audio", "audio/wav", PNG),
+    "pdf": MediaPart("file", "application/pdf", PNG, filename="bill.pdf"),
+    "pdf url": MediaPart("file", "application/pdf", url="https://example.com/bill.pdf"),
+    "text": MediaPart("file", "text/csv", base64.b64encode(b"a;b").decode(), filename="orders.csv"),
+    "zip": MediaPart("file", "application/zip", PNG),
+}
+TAKES: dict[Provider, set[str]] = {
+    "openai": {"image", "image url", "audio", "pdf", "text"},
+    "anthropic": {"image", "image url", "pdf", "pdf url", "text"},
+    "mistral": {"image", "image url", "pdf", "pdf url", "text"},
+    "ollama": {"image", "text"},
+}
+
+
+@pytest.mark.parametrize("name", MEDIA)
+async def test_media_is_sent_or_refused(fake: FakeLLM, model: LanguageModel, provider: Provider, name: str) -> None:
+    part = MEDIA[name]
+    request = ask(UserMessage((TextPart("What is this?"), part)))
+    if name in TAKES[provider]:
+        await collect(model, request)
+        sent = json.dumps(fake.requests[0].body["messages"][-1])
+        expected = "a;b" if name == "text" else part.url or PNG
+        assert expected in sent
+    else:
+        error = await failure(model, request)
+        assert f"{provider} does not take {part.kind} content of type {part.media_type}" in str(error)
+        assert not error.retryable
+        assert fake.requests == []
+
+
+async def test_media_that_is_not_base64_is_refused(fake: FakeLLM, model: LanguageModel) -> None:
+    error = await failure(model, ask(UserMessage((MediaPart("image", "image/png", "%%%"),))))
+    assert "not base64" in str(error)
+
+
+async def test_one_connection_serves_many_requests(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
+    for _ in range(3):
+        await collect(model, ask())
+    # Mistral's library stops reading at `[DONE]`, before the end of the body, so its connections cannot be used again.
+    assert fake.connections == (3 if provider == "mistral" else 1)
+
+
+@pytest.fixture
+async def held(fake: FakeLLM) -> AsyncIterator[FakeLLM]:
+    fake.replies.append(Reply(text="one two three four five six", hold_after=6))
+    yield fake
+
+
+async def test_closing_early_closes_the_connection(held: FakeLLM, model: LanguageModel) -> None:
+    stream = model.stream(ask())
+    first = await anext(stream)
+    assert not isinstance(first, Answer)
+    await stream.aclose()  # type: ignore[attr-defined]  # it is an async generator, as the port says
+    for _ in range(200):
+        if held.requests[0].closed_early:
+            break
+        await asyncio.sleep(0.01)
+    assert held.requests[0].closed_early
