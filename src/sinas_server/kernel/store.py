@@ -262,6 +262,7 @@ async def _written(db: Db, caller: Caller, kind: Kind[S], old: Resource[S] | Non
             created_by=caller.id,
         )
     )
+    db.actor = caller
     await kind.on_change(db, old, new)
     return replace(new, warnings=tuple(warnings))
 
@@ -328,6 +329,7 @@ async def delete(
     await references.refuse_if_used(db, row, "delete")
     old = load(db, kind, row)
     await db.execute(update(ResourceRow).where(ResourceRow.id == row.id).values(deleted_at=func.now()))
+    db.actor = caller
     await kind.on_change(db, old, None)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Executable, Row
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from sinas_server.backends.db import is_lost
+from sinas_server.kernel.access import Caller
 from sinas_server.kit.crypto import Sealer
 
 AfterCommit = Callable[[], Awaitable[object]]
@@ -21,6 +22,8 @@ class Db(AsyncSession):
     """A database session that lives for one transaction; connects at its first statement."""
 
     sealer: Sealer
+    actor: Caller | None = None
+    """Whoever the store is writing for, so that a kind's `on_change` can ask what they may do."""
 
     def after_commit(self, action: AfterCommit) -> None:
         """Run `action` once this transaction is committed; never if it is rolled back."""
