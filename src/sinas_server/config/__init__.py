@@ -1,0 +1,1 @@
+"""Declarative configuration: YAML documents in, resources out, and back."""

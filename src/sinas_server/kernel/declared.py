@@ -1,0 +1,154 @@
+"""Resources as YAML writes them: camelCase keys, names instead of ids, and back."""
+
+import re
+import types
+from collections.abc import Iterator
+from typing import Any, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from sinas_server.kernel import store
+from sinas_server.kernel.errors import InvalidError
+from sinas_server.kernel.kind import IdOf, Kind, S
+from sinas_server.kernel.store import Resource
+from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kernel.unit import Db
+from sinas_server.kit.json import to_camel, to_snake
+
+Values = dict[str, Any]
+
+
+def id_fields(kind: Kind[Any]) -> dict[str, IdOf]:
+    """The fields that hold another resource's id, with what YAML writes instead."""
+    return {
+        name: mark for name, info in kind.spec.model_fields.items() for mark in info.metadata if isinstance(mark, IdOf)
+    }
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _inside(annotation: object) -> object:
+    """What a list holds, through unions and annotations; the annotation itself for anything else."""
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is list:
+            return get_args(part)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((part for part in get_args(annotation) if part is not type(None)), annotation)
+    return annotation
+
+
+def snake_keys(value: object, annotation: object, path: str, unknown: list[str]) -> object:
+    """Keys of nested models in snake_case; free-form objects (schemas, parameters) stay as written."""
+    if isinstance(value, list):
+        inner = _inside(annotation)
+        return [snake_keys(item, inner, f"{path}[{index}]", unknown) for index, item in enumerate(value)]
+    model = next(_models(annotation), None)
+    if not isinstance(value, dict) or model is None or get_origin(_inside(annotation)) is dict:
+        return value
+    known = {info.alias or name: info.annotation for name, info in model.model_fields.items()}
+    result: Values = {}
+    for key, item in value.items():
+        name = to_snake(str(key))
+        if name not in known:
+            unknown.append(f"{path}.{key}")
+            continue
+        result[name] = snake_keys(item, known[name], f"{path}.{key}", unknown)
+    return result
+
+
+async def read_entry(
+    db: Db, kind: Kind[S], entry: dict[Any, Any], path: str, unknown: list[str]
+) -> tuple[str, str, bool, Values]:
+    """(namespace, name, is_active, fields of the spec) of a YAML entry; unknown keys are added to `unknown`."""
+    renamed = {yaml: field for field, yaml in kind.yaml_renames.items()}
+    ids = {mark.yaml_name: (field, mark) for field, mark in id_fields(kind).items()}
+    namespace, name, is_active, values = "default" if kind.namespaced else "", "", True, Values()
+    for key, value in entry.items():
+        plain = to_snake(str(key))
+        if plain == "name":
+            name = str(value)
+        elif plain == "namespace" and kind.namespaced:
+            namespace = str(value)
+        elif plain == "is_active":
+            is_active = value is not False
+        elif plain in ids:
+            field, mark = ids[plain]
+            values[field] = await _id_of(db, mark, value, f"{path}.{key}")
+        elif (field := renamed.get(plain, plain)) in kind.spec.model_fields:
+            annotation = kind.spec.model_fields[field].annotation
+            values[field] = snake_keys(value, annotation, f"{path}.{key}", unknown)
+        else:
+            unknown.append(f"{path}.{key}")
+    if not name:
+        raise InvalidError([((path, "name"), "is missing")])
+    return namespace, name, is_active, values
+
+
+async def _id_of(db: Db, mark: IdOf, name: object, path: str) -> str | None:
+    if name is None:
+        return None
+    query = select(ResourceRow.id).where(
+        ResourceRow.kind == mark.kind, ResourceRow.name == str(name), ResourceRow.deleted_at.is_(None)
+    )
+    found = await db.scalar(query)
+    if found is None:
+        raise InvalidError([((path,), f"{mark.kind.replace('_', ' ')} '{name}' does not exist")])
+    return str(found)
+
+
+async def write_entry(db: Db, kind: Kind[S], resource: Resource[S], *, placeholders: bool = False) -> Values:
+    """A resource as a YAML entry: defaults left out; secrets left out, or as `${NAME}` placeholders."""
+    entry: Values = {"namespace": resource.namespace} if kind.namespaced else {}
+    entry["name"] = resource.name
+    ids = id_fields(kind)
+    spec = resource.spec.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, exclude=set(resource.spec.secret_fields())
+    )
+    for field, value in spec.items():
+        if field in ids:
+            name = await db.scalar(select(ResourceRow.name).where(ResourceRow.id == UUID(value)))
+            entry[to_camel(ids[field].yaml_name)] = name
+        else:
+            annotation = kind.spec.model_fields[field].annotation
+            entry[to_camel(kind.yaml_renames.get(field, field))] = camel_keys(_escaped(value), annotation)
+    if placeholders:
+        for field in sorted(resource.spec.secret_fields()):
+            if getattr(resource.spec, field) is not None:
+                variable = f"{resource.name}_{field}".upper().replace("-", "_").replace(" ", "_")
+                entry[to_camel(kind.yaml_renames.get(field, field))] = f"${{{variable}}}"
+    if not resource.is_active:
+        entry["isActive"] = False
+    return entry
+
+
+def camel_keys(value: object, annotation: object) -> object:
+    """The reverse of `snake_keys`."""
+    if isinstance(value, list):
+        return [camel_keys(item, _inside(annotation)) for item in value]
+    model = next(_models(annotation), None)
+    if not isinstance(value, dict) or model is None or get_origin(_inside(annotation)) is dict:
+        return value
+    known = {info.alias or name: info.annotation for name, info in model.model_fields.items()}
+    return {to_camel(key): camel_keys(item, known.get(key)) for key, item in value.items()}
+
+
+def _escaped(value: object) -> object:
+    """`$` of what looks like a variable doubled, so that an export reads back the same."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"\$\{([A-Z_][A-Z0-9_]*)\}", r"$${\1}", value) if isinstance(value, str) else value
+
+
+def keeps_secrets(kind: Kind[S], values: Values, old: Resource[S]) -> Values:
+    """The values with the stored secrets where the entry leaves them out."""
+    kept = store.plain(old.spec)
+    return {**{field: kept[field] for field in old.spec.secret_fields() if field in kept}, **values}
