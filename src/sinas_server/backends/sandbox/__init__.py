@@ -79,8 +79,12 @@ class Stats:
     max_size: int
 
 
-class SandboxUnavailable(Exception):
+class SandboxUnavailable(Exception):  # noqa: N818 - a state of the machine, not a mistake
     """No isolation level works on this machine; the message says why and what to do."""
+
+
+class SandboxBusy(Exception):  # noqa: N818 - a state, not a mistake
+    """No sandbox became free within the acquire timeout; the message says how many are in use."""
 
 
 class Sandbox(Protocol):
@@ -91,7 +95,7 @@ class Sandbox(Protocol):
         ...
 
     async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
-        """Run one task in a sandbox never used before; never raises for what the task does.
+        """Run one task in a sandbox never used before; never raises for what the task does, only `SandboxBusy`.
 
         Cancelling the awaiting task kills the execution and everything it started. `on_output` is called with
         decoded text as it is printed.

@@ -1,0 +1,41 @@
+"""How to open a native sandbox."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sinas_server.backends.sandbox import Limits
+
+GUEST_PLATFORM_HOST = "host.docker.internal"
+GUEST_PLATFORM_PORT = 8000
+"""Where functions find the platform's API, whatever its real port: existing packages call it there."""
+
+
+@dataclass(frozen=True)
+class SandboxConfig:
+    """Everything a driver needs to know; the defaults fit an embedded installation."""
+
+    python: Path = Path(sys.executable)
+    """The interpreter that runs functions, 3.11 or later; of a virtual environment, its base is used."""
+    packages: tuple[Path, ...] = ()
+    """Directories of installed packages that functions may import; visible read-only."""
+    preload: tuple[str, ...] = ()
+    """Packages imported once and shared by all sandboxes. One that leaves threads running is left out."""
+    limits: Limits = field(default_factory=Limits)
+    """Of the sandboxes in the pool. A task with other limits of memory, CPU, processes or /tmp waits for a fork."""
+    min_size: int = 4
+    max_size: int = 20
+    """The most sandboxes alive at once, idle and in use."""
+    min_idle: int = 2
+    acquire_timeout: float = 30.0
+    """Seconds a caller waits for a free sandbox."""
+    host_uid: int = 1_900_000_000
+    """When the platform runs as root: the uid that functions have on the host; it must own nothing."""
+    platform_port: int = GUEST_PLATFORM_PORT
+    """The API's real port on this machine's loopback."""
+    platform_hosts: tuple[str, ...] = (f"{GUEST_PLATFORM_HOST}:{GUEST_PLATFORM_PORT}",)
+    """Each `host:port` that means the API, for functions, under every egress policy."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, `*.domain`, addresses or networks, with an optional `:port`, that functions may reach even if private."""
+    cgroup_parent: Path | None = None
+    """A delegated cgroup v2 directory to make groups in; found automatically where possible."""

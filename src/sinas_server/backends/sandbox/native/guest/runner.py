@@ -1,0 +1,157 @@
+"""Run one request inside an already confined process: execute the code, call the handler, send what came of it."""
+
+import builtins
+import contextlib
+import inspect
+import io
+import json
+import linecache
+import os
+import resource
+import sys
+import types
+from collections.abc import Callable
+from typing import BinaryIO, Final, NoReturn, TypedDict, cast
+
+from . import frames, report
+
+CHANNEL: Final = 3
+"""The descriptor of the private socket to the host."""
+
+
+class Request(TypedDict):
+    """What the host sends to a ready sandbox."""
+
+    code: str
+    filename: str
+    entry_points: list[str]
+    input: object
+    context: dict[str, object]
+    env: dict[str, str]
+    cpu_seconds: int
+    result_bytes: int
+
+
+class Reply(TypedDict, total=False):
+    """What the host gets back; `result` is added as ready-made JSON."""
+
+    status: str  # ok, error, memory, too_large
+    error: str
+    traceback: str | None
+    entry_point: str | None
+
+
+class _RefusedError(Exception):
+    """The code or its result breaks a rule of the platform; there is no traceback to show."""
+
+
+def serve(scratch: str) -> NoReturn:
+    """Wait for the request, run it with `scratch` for temporary files, answer, and end the process with all threads."""
+    try:
+        body = frames.read(CHANNEL)
+    except EOFError:
+        os._exit(0)
+    request: Request = json.loads(body)
+    del body
+    _prepare(request, scratch)
+    answer = _answer(request)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the user's code may have replaced or closed it
+            stream.flush()
+    frames.write_all(CHANNEL, frames.pack(answer))
+    os._exit(0)
+
+
+def _prepare(request: Request, scratch: str) -> None:
+    os.environ.clear()
+    own = {"HOME": scratch, "TMPDIR": scratch, "PATH": "", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
+    os.environ.update(own | request["env"])
+    seconds = request["cpu_seconds"]
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        # Unbuffered: what was printed before a time limit or a crash is there to be read.
+        raw = cast(BinaryIO, io.FileIO(fd, "w", closefd=False))
+        stream = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    builtins.input = _no_input
+    sys.argv = [request["filename"]]
+    name, code = request["filename"], request["code"]
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+
+
+def _no_input(_prompt: object = "", /) -> str:
+    raise RuntimeError("input() is not available in the sandbox: nobody can answer here. Pass the value as input.")
+
+
+def _answer(request: Request) -> bytes:
+    """The reply as JSON, whatever the user's code does."""
+    reply: Reply = {"entry_point": None, "traceback": None}
+    result = b"null"
+    try:
+        handler, reply["entry_point"] = _load(request)
+        value = handler(request["input"], request["context"])
+        if inspect.isawaitable(value):
+            value = _finish(value)
+        result = _encode(value)
+        reply["status"] = "ok" if len(result) <= request["result_bytes"] else "too_large"
+    except _RefusedError as error:
+        reply |= {"status": "error", "error": str(error)}
+    except BaseException as error:  # noqa: BLE001 - the edge of the user's code: SystemExit and KeyboardInterrupt too
+        status = "memory" if isinstance(error, MemoryError) else "error"
+        reply |= {"status": status, "error": _say(error), "traceback": _trace(error, request["filename"])}
+    if reply["status"] != "ok":
+        return json.dumps(reply).encode()
+    return json.dumps(reply).encode()[:-1] + b', "result": ' + result + b"}"
+
+
+def _load(request: Request) -> tuple[Callable[[object, object], object], str]:
+    """Execute the code as a module and find its entry point."""
+    module = types.ModuleType(report.MODULE)
+    module.__file__ = request["filename"]
+    sys.modules[report.MODULE] = module
+    code = compile(request["code"], request["filename"], "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 - running the user's code is the purpose, and this process is the sandbox
+    for name in request["entry_points"]:
+        found: object = module.__dict__.get(name)
+        if callable(found):
+            return found, name
+    wanted = " or ".join(f"`{name}`" for name in request["entry_points"])
+    raise _RefusedError(f"the code defines no function {wanted}; define `def handler(input_data, context):`")
+
+
+def _finish(value: object) -> object:
+    """What an async handler returns."""
+    import asyncio  # lazy: only async handlers need an event loop
+
+    async def wait() -> object:
+        return await value  # type: ignore[misc]  # the caller checked that it is awaitable
+
+    return asyncio.run(wait())
+
+
+def _encode(value: object) -> bytes:
+    try:
+        body = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = report.not_json(value) or str(error)
+    else:
+        # Only a result with an escaped NUL or surrogate needs the slow look.
+        suspicious = "\\u0000" in body or "\\ud" in body
+        problem = (report.not_json(value) if suspicious else None) or ""
+        if not problem:
+            return body.encode()
+    raise _RefusedError(f"the function returned something that is not JSON: {problem}")
+
+
+def _say(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"SystemExit: the function called sys.exit({error.code!r}) instead of returning a result"
+    return report.one_line(error)
+
+
+def _trace(error: BaseException, filename: str) -> str | None:
+    try:
+        return report.user_traceback(error, filename)
+    except Exception:  # noqa: BLE001 - the user's own classes take part in formatting
+        return None

@@ -1,0 +1,258 @@
+"""The pool: confined processes made ahead of time, each used once and replaced in the background."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+
+from sinas_server.backends.sandbox import Limits, SandboxBusy, SandboxUnavailable, Stats
+from sinas_server.backends.sandbox.native.cgroups import Groups, Slot
+from sinas_server.backends.sandbox.native.zygote import Child, SpawnError, Zygote, ZygoteGoneError
+
+PARALLEL_SPAWNS = 3
+FIRST_RETRY, LAST_RETRY = 0.05, 5.0
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """How many sandboxes to keep."""
+
+    min_size: int
+    max_size: int
+    min_idle: int
+    acquire_timeout: float
+
+
+@dataclass(eq=False)
+class Member:
+    """A sandbox in the pool, with its control group if there is one."""
+
+    child: Child
+    slot: Slot | None
+    limits: Limits
+
+
+def same_shape(one: Limits, other: Limits) -> bool:
+    """Whether a sandbox made for `one` serves `other`: what is fixed when the process is made."""
+    return (one.memory_bytes, one.cpus, one.processes, one.tmp_bytes) == (
+        other.memory_bytes,
+        other.cpus,
+        other.processes,
+        other.tmp_bytes,
+    )
+
+
+class Pool:
+    """Hands out sandboxes; owns the zygote, starts it again when it dies."""
+
+    def __init__(
+        self,
+        size: PoolSize,
+        limits: Limits,
+        groups: Groups | None,
+        zygote: Zygote,
+        new_zygote: Callable[[], Coroutine[None, None, Zygote]],
+    ) -> None:
+        self._size = size
+        self._limits = limits
+        self._groups = groups
+        self._new_zygote = new_zygote
+        self._zygote = zygote
+        self._idle: deque[Member] = deque()
+        self._waiting: deque[asyncio.Future[Member]] = deque()
+        self._in_use = 0
+        self._starting = 0
+        self._ending = 0
+        self._problem = ""
+        self._closed = False
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Make the first sandboxes. Raises `SandboxUnavailable`."""
+        self._zygote.on_death(self._wake.set)
+        self._spawn_task(self._keep_full())
+        while len(self._idle) < min(self._size.min_size, self._size.max_size):
+            if self._problem:
+                raise SandboxUnavailable(self._problem)
+            await asyncio.sleep(0.005)
+
+    def stats(self) -> Stats:
+        """The state now."""
+        return Stats(idle=len(self._idle), in_use=self._in_use, max_size=self._size.max_size)
+
+    def _spawn_task(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _alive(self) -> int:
+        return len(self._idle) + self._in_use + self._starting + self._ending
+
+    async def take(self, limits: Limits) -> Member:
+        """A sandbox nobody used. Raises `SandboxBusy` after the acquire timeout."""
+        if self._closed:
+            raise SandboxUnavailable("the sandbox is closed")
+        member = await self._next()
+        return member if same_shape(limits, member.limits) else await self._reshape(member, limits)
+
+    async def _next(self) -> Member:
+        if self._idle and not self._waiting:
+            self._in_use += 1
+            self._wake.set()
+            return self._idle.popleft()
+        waiting: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        self._wake.set()
+        try:
+            async with asyncio.timeout(self._size.acquire_timeout):
+                return await waiting
+        except BaseException as error:
+            self._forget(waiting)
+            if isinstance(error, TimeoutError):
+                raise SandboxBusy(self._busy()) from error
+            raise
+
+    def _forget(self, waiting: "asyncio.Future[Member]") -> None:
+        """The caller left; a sandbox that came in the same moment goes back."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(waiting)
+        if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+            self.give_back(waiting.result())
+
+    async def _reshape(self, member: Member, limits: Limits) -> Member:
+        """A sandbox with other limits than the pool's, in the place of a pooled one."""
+        self.give_back(member)
+        self._in_use += 1
+        try:
+            return await self._make(limits)
+        except BaseException as error:
+            self._in_use -= 1
+            self._wake.set()
+            if isinstance(error, SpawnError):
+                raise SandboxBusy(str(error)) from error
+            raise
+
+    def _busy(self) -> str:
+        size = self._size
+        problem = f"; last problem: {self._problem}" if self._problem else ""
+        return (
+            f"no sandbox became free within {size.acquire_timeout:g} s: {self._in_use} of {size.max_size} are in use"
+            f"{problem}"
+        )
+
+    def give_back(self, member: Member) -> None:
+        """A used sandbox: killed and freed in the background, a new one is made."""
+        self._in_use -= 1
+        self._retire(member)
+
+    def _retire(self, member: Member) -> None:
+        member.child.kill()
+        self._ending += 1
+        self._spawn_task(self._bury(member))
+        self._wake.set()
+
+    async def _bury(self, member: Member) -> None:
+        try:
+            await asyncio.shield(member.child.exited)
+        finally:
+            member.child.close()
+            if member.slot is not None and self._groups is not None:
+                self._groups.give_back(member.slot)
+            self._ending -= 1
+            self._wake.set()
+
+    def _wanted(self) -> int:
+        """How many more sandboxes to start now."""
+        size = self._size
+        idle = max(size.min_idle, size.min_size - self._in_use)
+        missing = len(self._waiting) + idle - len(self._idle) - self._starting
+        return max(0, min(missing, size.max_size - self._alive(), PARALLEL_SPAWNS - self._starting))
+
+    async def _keep_full(self) -> None:
+        retry = FIRST_RETRY
+        while not self._closed:
+            self._wake.clear()
+            if not self._zygote.alive:
+                try:
+                    await self._renew()
+                    retry = FIRST_RETRY
+                except SandboxUnavailable as error:
+                    self._problem = str(error)
+                    await asyncio.sleep(retry)
+                    retry = min(2 * retry, LAST_RETRY)
+                continue
+            for _ in range(self._wanted()):
+                self._starting += 1
+                self._spawn_task(self._add())
+            await self._wake.wait()
+
+    async def _renew(self) -> None:
+        await self._zygote.close()
+        self._zygote = await self._new_zygote()
+        self._zygote.on_death(self._wake.set)
+
+    async def _add(self) -> None:
+        member: Member | None = None
+        try:
+            member = await self._make(self._limits)
+            self._problem = ""
+        except ZygoteGoneError:
+            self._problem = "the zygote died"
+        except SpawnError as error:
+            self._problem = str(error)
+            await asyncio.sleep(FIRST_RETRY)
+        finally:
+            self._starting -= 1
+            self._wake.set()
+        if member is None:
+            return
+        if self._closed:
+            self._retire(member)
+            return
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                self._in_use += 1
+                waiting.set_result(member)
+                return
+        self._idle.append(member)
+        member.child.exited.add_done_callback(lambda _: self._lost(member))
+
+    def _lost(self, member: Member) -> None:
+        """A sandbox died before use."""
+        with contextlib.suppress(ValueError):
+            self._idle.remove(member)
+            self._retire(member)
+
+    async def _make(self, limits: Limits) -> Member:
+        child = await self._zygote.spawn(limits)
+        if self._groups is None:
+            return Member(child, None, limits)
+        slot: Slot | None = None
+        try:
+            slot = self._groups.take(limits)
+            slot.add(child.pid)
+        except OSError as error:
+            child.kill()
+            child.close()
+            if slot is not None:
+                slot.remove()
+            raise SpawnError(f"the control group refused: {error}") from error
+        return Member(child, slot, limits)
+
+    async def close(self) -> None:
+        """Kill everything and free it."""
+        self._closed = True
+        self._wake.set()
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_exception(SandboxUnavailable("the sandbox is closed"))
+        while self._idle:
+            self._retire(self._idle.popleft())
+        await self._zygote.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+        if self._groups is not None:
+            self._groups.close()

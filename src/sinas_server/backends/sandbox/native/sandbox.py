@@ -1,0 +1,104 @@
+"""The native driver: namespaces, Landlock, seccomp and control groups, without Docker."""
+
+import asyncio
+import shutil
+
+from sinas_server.backends.sandbox import OnOutput, Outcome, SandboxUnavailable, Stats, Task
+from sinas_server.backends.sandbox.native.config import GUEST_PLATFORM_HOST, GUEST_PLATFORM_PORT, SandboxConfig
+from sinas_server.backends.sandbox.native.egress import EgressProxy, make_policy
+from sinas_server.backends.sandbox.native.execution import Execution
+from sinas_server.backends.sandbox.native.levels import Ground, Level, start_zygote, survey
+from sinas_server.backends.sandbox.native.outcome import Evidence, conclude
+from sinas_server.backends.sandbox.native.pool import Member, Pool, PoolSize
+from sinas_server.backends.sandbox.native.watchdog import Watchdog
+from sinas_server.backends.sandbox.native.zygote import Zygote
+
+PLATFORM_ENV = {"SINAS_URL": f"http://{GUEST_PLATFORM_HOST}:{GUEST_PLATFORM_PORT}"}
+
+
+class NativeSandbox:
+    """A `Sandbox` of this machine's kernel. Start it in the process' main thread."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self._config = config
+        self._policy = make_policy(config.allowed_hosts, config.platform_hosts, config.platform_port)
+        self._ground: Ground | None = None
+        self._pool: Pool | None = None
+        self._watchdog = Watchdog()
+
+    async def start(self) -> None:
+        """Find the isolation level and fill the pool. Raises `SandboxUnavailable`."""
+        config = self._config
+        self._ground, zygote = await survey(config)
+        size = PoolSize(config.min_size, config.max_size, config.min_idle, config.acquire_timeout)
+        self._pool = Pool(size, config.limits, self._ground.groups, zygote, self._new_zygote)
+        try:
+            await self._pool.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _new_zygote(self) -> Zygote:
+        if self._ground is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        return await start_zygote(self._ground.interpreter, self._ground.config)
+
+    @property
+    def level(self) -> Level:
+        """How functions are isolated here. Raises `SandboxUnavailable` before `start`."""
+        if self._ground is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        return self._ground.level
+
+    async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
+        """Run one task in a fresh sandbox. Raises `SandboxBusy` and, when closed, `SandboxUnavailable`."""
+        if self._pool is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        member = await self._pool.take(task.limits)
+        try:
+            return conclude(task, await self._execute(member, task, on_output))
+        finally:
+            self._pool.give_back(member)
+
+    async def _execute(self, member: Member, task: Task, on_output: OnOutput | None) -> Evidence:
+        child = member.child
+        execution = Execution(child, task, PLATFORM_ENV, on_output)
+        proxy = EgressProxy(child.listener, self._policy, task.egress) if child.listener is not None else None
+        watched = self._watchdog.watch(execution, child.pid, task.limits) if member.slot is None else None
+        try:
+            seen = await execution.run()
+        finally:
+            if watched is not None:
+                self._watchdog.release(watched)
+            if proxy is not None:
+                proxy.close()
+        if member.slot is not None:
+            seen.out_of_memory = member.slot.out_of_memory()
+        return seen
+
+    def stats(self) -> Stats:
+        """The pool now."""
+        return Stats(0, 0, self._config.max_size) if self._pool is None else self._pool.stats()
+
+    async def close(self) -> None:
+        """Kill what runs and free everything."""
+        await self._watchdog.close()
+        if self._pool is not None:
+            await self._pool.close()
+        if self._ground is not None and self._ground.config["scratch"]:
+            await asyncio.to_thread(shutil.rmtree, self._ground.config["scratch"], ignore_errors=True)
+
+
+def open_sandbox(config: SandboxConfig) -> NativeSandbox:
+    """A sandbox to `start()` in the process that will use it. Raises `ValueError` for an unusable allow-list."""
+    return NativeSandbox(config)
+
+
+async def probe(config: SandboxConfig | None = None) -> Level:
+    """How this machine would isolate functions, found by doing it. Raises `SandboxUnavailable`."""
+    sandbox = NativeSandbox(config or SandboxConfig(min_size=1, min_idle=1, max_size=1))
+    await sandbox.start()
+    try:
+        return sandbox.level
+    finally:
+        await sandbox.close()
