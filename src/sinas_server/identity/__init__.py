@@ -1,0 +1,1 @@
+"""Users, roles, API keys and login: turns a request into a `Caller`."""

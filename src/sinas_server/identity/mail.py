@@ -1,0 +1,44 @@
+"""Mail that leaves after its transaction: kept sealed in the queue, since it may hold a login code."""
+
+from typing import TypedDict, cast
+
+import orjson
+from pydantic import JsonValue
+
+from sinas_server.backends.mail import Mail
+from sinas_server.kernel.outbox import enqueue
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Db
+
+MAIL_TASK = "mail.send"
+
+
+class _Sealed(TypedDict):
+    to: str | None
+    subject: str
+    text: str
+
+
+async def post(db: Db, runtime: Runtime, mail: Mail, *, deliver: bool = True) -> None:
+    """Send a mail once this transaction is committed.
+
+    Without `deliver` the same work is done up to the mail server, so that its absence cannot be told by the time.
+    """
+    content: _Sealed = {"to": mail.to if deliver else None, "subject": mail.subject, "text": mail.text}
+    await enqueue(db, runtime, MAIL_TASK, {"sealed": db.sealer.seal(orjson.dumps(content).decode())})
+
+
+async def send_mail(runtime: Runtime, payload: dict[str, JsonValue]) -> None:
+    """The handler of `mail.send`. Raises `MailError`, which has the task tried again later."""
+    content = cast(_Sealed, orjson.loads(runtime.database.sealer.open(str(payload["sealed"]))))
+    if content["to"] is not None:
+        await runtime.mailer.send(Mail(to=content["to"], subject=content["subject"], text=content["text"]))
+
+
+def login_mail(to: str, code: str, minutes: int) -> Mail:
+    """The mail with a login code."""
+    text = (
+        f"Your login code is {code}\n\n"
+        f"It works once and for {minutes} minutes. If you did not ask for it, ignore this mail.\n"
+    )
+    return Mail(to=to, subject="Your login code", text=text)

@@ -1,0 +1,81 @@
+"""Every permission there is, and which of them the built-in roles hold by default; both are read off the kinds."""
+
+from typing import TypedDict
+
+from sinas_server.kernel.access import AccessResource
+from sinas_server.kernel.runtime import Runtime
+
+ADMINS, USERS, GUESTS = "Admins", "Users", "GuestUsers"
+EVERYTHING = "sinas.*:all"
+DESCRIPTIONS = {
+    ADMINS: "Full access to everything",
+    USERS: "Create and manage own resources, chat with any agent, execute own functions",
+    GUESTS: "Read and update own profile only",
+}
+OWN_PROFILE = ("read:own", "update:own")
+
+RESOURCES = (
+    AccessResource(
+        "users",
+        "People and their profiles; `own` is the caller's own profile.",
+        ("create", "read", "update", "delete"),
+        users_may=OWN_PROFILE,
+    ),
+    AccessResource(
+        "roles",
+        "Roles, their members and permissions; `own` are the roles the caller is in.",
+        ("create", "read", "update", "delete"),
+        users_may=("read:own",),
+    ),
+    AccessResource(
+        "api_keys",
+        "Keys for programs, which never hold more than their creator.",
+        ("create", "read", "delete"),
+        users_may=("create:own", "read:own", "delete:own"),
+    ),
+)
+"""The resources of this slice; the catalog joins them with those of the others."""
+
+
+class PermissionReference(TypedDict):
+    """What can be permitted about one resource."""
+
+    resource: str
+    description: str
+    actions: list[str]
+    namespaced: bool
+    adminOnly: bool
+    permissions: list[str]
+
+
+def permission_reference(runtime: Runtime) -> list[PermissionReference]:
+    """Every resource of this installation with its actions, by name."""
+    about = [(r.name, r.description, r.actions, r.namespaced, r.admin_only) for r in runtime.resources]
+    about += [(k.plural, k.description, k.actions, k.namespaced, k.admin_only) for k in runtime.kinds.values()]
+    return [
+        {
+            "resource": name,
+            "description": description or name.replace("_", " ").capitalize(),
+            "actions": list(actions),
+            "namespaced": namespaced,
+            "adminOnly": admin_only,
+            "permissions": [f"sinas.{name}.{action}:{scope}" for action in actions for scope in ("own", "all")],
+        }
+        for name, description, actions, namespaced, admin_only in sorted(about)
+    ]
+
+
+def default_permissions(runtime: Runtime) -> dict[str, list[str]]:
+    """The permissions of the built-in roles in a new installation, by role."""
+    of_kinds = [
+        f"sinas.{kind.plural}.{action}:{'all' if action == 'chat' else 'own'}"
+        for kind in runtime.kinds.values()
+        if not kind.admin_only
+        for action in kind.actions
+    ]
+    of_others = [f"sinas.{resource.name}.{may}" for resource in runtime.resources for may in resource.users_may]
+    return {
+        ADMINS: [EVERYTHING],
+        USERS: sorted(of_kinds + of_others),
+        GUESTS: [f"sinas.users.{may}" for may in OWN_PROFILE],
+    }
