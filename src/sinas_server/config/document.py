@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from sinas_server.kernel.apply import Problem
+from sinas_server.kernel.declared import escaped
 
 VARIABLE = re.compile(r"\$?\$\{([A-Z_][A-Z0-9_]*)\}")
 API_PREFIX = "SINAS_VAR_"
@@ -41,6 +42,21 @@ def api_lookup(environment: Mapping[str, str]) -> Lookup:
 
 def parse(text: str, lookup: Lookup, hint: str = "") -> Document:
     """Read a document. Raises `DocumentError`; `hint` is added where a variable is missing."""
+    filled = _read(text, lookup, hint)
+    metadata = filled.get("metadata") or {}
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return Document(str(name) if name else None, filled.get("spec") or {})
+
+
+def fill(text: str, lookup: Lookup) -> str:
+    """The document as YAML with its variables filled in, and escaped so that reading it changes nothing more.
+
+    Raises `DocumentError`.
+    """
+    return _dumped(escaped(_read(text, lookup, "")))
+
+
+def _read(text: str, lookup: Lookup, hint: str) -> dict[Any, Any]:
     try:
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -52,9 +68,7 @@ def parse(text: str, lookup: Lookup, hint: str = "") -> Document:
     problems += _frame_problems(filled)
     if problems:
         raise DocumentError(problems)
-    metadata = filled.get("metadata") or {}
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    return Document(str(name) if name else None, filled.get("spec") or {})
+    return filled
 
 
 def _frame_problems(document: dict[Any, Any]) -> list[Problem]:
@@ -122,4 +136,8 @@ _Dumper.add_representer(str, _text)
 def dump(spec: Mapping[str, Any], name: str = "export") -> str:
     """A document as text."""
     frame = {"apiVersion": "sinas.co/v1", "kind": "SinasConfig", "metadata": {"name": name}, "spec": dict(spec)}
-    return yaml.dump(frame, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return _dumped(frame)
+
+
+def _dumped(frame: Mapping[Any, Any]) -> str:
+    return yaml.dump(dict(frame), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -71,7 +71,23 @@ async def apply(
     """Apply the `spec` of a document. With errors, or as a dry run, nothing of it stays."""
     report = Report()
     registered = list(db.info.get("after_commit", ()))
-    outer = await db.begin_nested()
+    try:
+        async with db.begin_nested():
+            await _sections(db, order, kinds, sections, report)
+            if report.errors or dry_run:
+                raise _AbandonedError
+    except _AbandonedError:
+        db.info["after_commit"] = registered
+    return report
+
+
+class _AbandonedError(Exception):
+    """Leaves the savepoint without keeping anything."""
+
+
+async def _sections(
+    db: Db, order: Order, kinds: Sequence[Kind[Any]], sections: Mapping[str, Any], report: Report
+) -> None:
     known = {kind.section for kind in kinds}
     for section in sections:
         if section not in known:
@@ -87,12 +103,6 @@ async def apply(
     for path, ref in pending:
         if await references.missing(db, [ref]):
             report.errors.append(Problem(f"{path}.{ref.field}", f"{ref} does not exist"))
-    if report.errors or dry_run:
-        await outer.rollback()
-        db.info["after_commit"] = registered
-    else:
-        await outer.commit()
-    return report
 
 
 async def _entry(

@@ -3,7 +3,7 @@
 import re
 import types
 from collections.abc import Iterator
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -117,7 +117,7 @@ async def write_entry(db: Db, kind: Kind[S], resource: Resource[S], *, placehold
             entry[to_camel(ids[field].yaml_name)] = name
         else:
             annotation = kind.spec.model_fields[field].annotation
-            entry[to_camel(kind.yaml_renames.get(field, field))] = camel_keys(_escaped(value), annotation)
+            entry[to_camel(kind.yaml_renames.get(field, field))] = camel_keys(escaped(value), annotation)
     if placeholders:
         for field in sorted(resource.spec.secret_fields()):
             if getattr(resource.spec, field) is not None:
@@ -139,13 +139,19 @@ def camel_keys(value: object, annotation: object) -> object:
     return {to_camel(key): camel_keys(item, known.get(key)) for key, item in value.items()}
 
 
-def _escaped(value: object) -> object:
+Plain = TypeVar("Plain")
+
+
+def escaped(value: Plain) -> Plain:
     """`$` of what looks like a variable doubled, so that an export reads back the same."""
+    done: Any = value
     if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return re.sub(r"\$\{([A-Z_][A-Z0-9_]*)\}", r"$${\1}", value) if isinstance(value, str) else value
+        done = {key: escaped(item) for key, item in value.items()}
+    elif isinstance(value, list):
+        done = [escaped(item) for item in value]
+    elif isinstance(value, str):
+        done = re.sub(r"\$\{([A-Z_][A-Z0-9_]*)\}", r"$${\1}", value)
+    return cast(Plain, done)
 
 
 def keeps_secrets(kind: Kind[S], values: Values, old: Resource[S]) -> Values:

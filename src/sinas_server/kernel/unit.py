@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Executable, Row
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from sinas_server.backends.db import is_lost
@@ -58,7 +59,7 @@ class Database:
         """Like `rows`, for statements that change nothing: asked again once if the server has been restarted."""
         try:
             return await self.rows(statement, parameters)
-        except Exception as error:
+        except DBAPIError as error:
             if not is_lost(error):
                 raise
             return await self.rows(statement, parameters)

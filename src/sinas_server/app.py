@@ -1,0 +1,177 @@
+"""The HTTP applications: the runtime API at the root, the management API at `/api/v1`."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+from importlib.resources import files
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel, Field
+from sqlalchemy import text
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sinas_server.catalog import MANAGEMENT_ROUTERS, RUNTIME_ROUTERS
+from sinas_server.kernel.errors import UnavailableError
+from sinas_server.kernel.http import JsonAnswer, Run, install_error_handlers, new_router
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.settings import Settings
+
+VERSION = version("sinas-server")
+MAX_BODY_BYTES = 32 << 20
+MANAGEMENT_PATH = "/api/v1"
+ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
+ALLOWED_HEADERS = ["Authorization", "Content-Type", "X-API-Key", "X-Application", "X-Chat-ID", "If-Match", "X-Trigger"]
+EXPOSED_HEADERS = ["X-Next-Cursor", "X-Truncated", "X-Chat-ID", "ETag", "Retry-After"]
+
+OpenRuntime = Callable[[], AbstractAsyncContextManager[Runtime]]
+
+
+class CleanPath:
+    """Both forms of a path, with and without a trailing slash, without redirects; NUL is refused before routing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            if "\x00" in path or b"%00" in scope.get("query_string", b""):
+                detail = [{"loc": ["path"], "msg": "NUL characters are not allowed", "type": "value_error"}]
+                await JsonAnswer({"detail": detail, "code": "invalid"}, 422)(scope, receive, send)
+                return
+            if len(path) > 1 and path.endswith("/"):
+                scope = {**scope, "path": path.rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
+class SecurityHeaders:
+    """The headers that every answer carries."""
+
+    def __init__(self, app: ASGIApp, https: bool) -> None:
+        self._app = app
+        self._headers = [
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"strict-origin-when-cross-origin"),
+            (b"x-frame-options", b"DENY"),
+        ]
+        if https:
+            self._headers.append((b"strict-transport-security", b"max-age=31536000; includeSubDomains"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._headers]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+class Health(BaseModel):
+    """Whether this process can serve."""
+
+    status: str = Field(description="`healthy`.")
+
+
+def _health_router() -> APIRouter:
+    router = new_router("", "health")
+
+    @router.get("/health", response_model=Health, summary="Whether the API can serve")
+    async def health(runtime: Run) -> Response:
+        try:
+            await runtime.database.read(text("SELECT 1"))
+        except Exception as error:
+            raise UnavailableError("the database does not answer", {"Retry-After": "1"}) from error
+        return JsonAnswer({"status": "healthy"})
+
+    return router
+
+
+def _add_docs(app: FastAPI, title: str, prefix: str) -> None:
+    """Swagger UI from our own files, so that it works offline."""
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url=f"{prefix}/openapi.json",
+            title=title,
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon-32x32.png",
+        )
+
+
+def _add_assets(app: FastAPI) -> None:
+    folder = files("fastapi_swagger") / "resources"
+
+    @app.get("/docs/assets/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in ASSETS:
+            return JsonAnswer({"detail": "Not Found"}, 404)
+        content = (folder / name).read_bytes()
+        return Response(content, media_type=ASSETS[name], headers={"Cache-Control": "public, max-age=86400"})
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    origins = list(settings.cors_origins)
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins or ["*"],
+        allow_credentials=bool(origins),
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        allow_headers=ALLOWED_HEADERS,
+        expose_headers=EXPOSED_HEADERS,
+        max_age=86400,
+    )
+    return [Middleware(CleanPath), Middleware(SecurityHeaders, https=settings.domain is not None), cors]
+
+
+def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str = "") -> FastAPI:
+    app = FastAPI(
+        title=title,
+        description=description,
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,
+        servers=[{"url": prefix or "/"}],
+    )
+    install_error_handlers(app)
+    for router in routers:
+        app.include_router(router)
+    _add_docs(app, title, prefix)
+    return app
+
+
+def create_app(settings: Settings, open_runtime: OpenRuntime) -> ASGIApp:
+    """The whole HTTP application; `open_runtime` is entered when the server starts."""
+    management = _api(
+        "Sinas management API",
+        "Everything that is declared: agents, functions, providers, roles, users, configuration.",
+        MANAGEMENT_ROUTERS,
+        MANAGEMENT_PATH,
+    )
+    runtime_api = _api(
+        "Sinas runtime API",
+        "What applications and their users call: login, chats, executions.",
+        (_health_router(), *RUNTIME_ROUTERS),
+    )
+    _add_assets(runtime_api)
+    runtime_api.mount(MANAGEMENT_PATH, management)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_runtime() as runtime:
+            runtime_api.state.runtime = management.state.runtime = runtime
+            yield
+
+    runtime_api.router.lifespan_context = lifespan
+    runtime_api.user_middleware.extend(_middleware(settings))
+    return runtime_api

@@ -1,0 +1,48 @@
+"""Every slice of the platform, by what it contributes: the only file that knows them all."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from fastapi import APIRouter
+
+from sinas_server.agents import routes as agents
+from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
+from sinas_server.agents.kind import AGENT
+from sinas_server.config import routes as config
+from sinas_server.kernel.access import AccessResource, Caller
+from sinas_server.kernel.job import Job
+from sinas_server.kernel.kind import Kind
+from sinas_server.kernel.loop import Loop
+from sinas_server.kernel.outbox import TASK_JOB
+from sinas_server.kernel.purge import PURGE_LOOP
+from sinas_server.kernel.routes import crud_router
+from sinas_server.kernel.runtime import Runtime, TaskHandler
+from sinas_server.kernel.tool import Toolset
+from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
+from sinas_server.providers.kind import PROVIDER
+
+KINDS: tuple[Kind[Any], ...] = (PROVIDER, AGENT)
+"""In the order in which they are applied: what is referred to comes first."""
+
+RESOURCES: tuple[AccessResource, ...] = ()
+"""What permissions are about besides the kinds."""
+
+RUNTIME_ROUTERS: tuple[APIRouter, ...] = (agents.runtime_router,)
+"""Mounted at the root."""
+
+MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (agents.management_router, crud_router(PROVIDER), config.router)
+"""Mounted at `/api/v1`."""
+
+TOOLSETS: tuple[Toolset, ...] = ()
+TASKS: Mapping[str, TaskHandler] = {}
+JOBS: Mapping[str, Job[Any]] = {"tasks": TASK_JOB}
+"""Worker role → the job it works on."""
+
+LOOPS: tuple[Loop, ...] = (PURGE_LOOP,)
+"""Run by the scheduler."""
+
+API_LOOPS: tuple[Loop, ...] = ()
+"""Run by every API process."""
+
+BOOTSTRAPS: tuple[Callable[[Runtime, Caller], Awaitable[None]], ...] = (bootstrap_providers, bootstrap_agents)
+"""What an embedded installation starts with, on behalf of its administrator."""

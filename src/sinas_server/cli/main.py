@@ -1,0 +1,101 @@
+"""The commands of `sinas`: what runs the platform, and what talks to a running one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sinas_server.cli import remote, server
+from sinas_server.cli.console import settings_or_exit
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help="Run Sinas, or talk to one."
+)
+worker = typer.Typer(no_args_is_help=True, help="Run a worker against given servers.")
+app.add_typer(worker, name="worker")
+
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="TCP port of the API. Default: PORT, or 8000.")]
+DataDirectory = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where everything is kept. Default: SINAS_DATA_DIR, or .sinas.")
+]
+Url = Annotated[str | None, typer.Option("--url", help="Address of the server. Default: SINAS_URL, or this machine.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--api-key", help="API key. Default: SINAS_API_KEY, or admin-key of the data directory."),
+]
+File = Annotated[Path, typer.Option("--file", "-f", help="YAML document.", exists=True, dir_okay=False)]
+
+
+@app.command()
+def up(port: Port = None, data_dir: DataDirectory = None) -> None:
+    """Run everything on this machine in the foreground: servers, API, workers, scheduler."""
+    server.up(settings_or_exit(port=port, sinas_data_dir=data_dir, sinas_mode="embedded"))
+
+
+@app.command()
+def doctor(port: Port = None, data_dir: DataDirectory = None) -> None:
+    """Say what this machine lacks to run Sinas, and what to do about it."""
+    server.doctor(settings_or_exit(port=port, sinas_data_dir=data_dir, sinas_mode="embedded"))
+
+
+@app.command()
+def api(port: Port = None) -> None:
+    """Serve the API against given servers (DATABASE_URL, REDIS_URL)."""
+    server.api(settings_or_exit(port=port))
+
+
+@worker.command("functions")
+def worker_functions() -> None:
+    """Execute functions against given servers."""
+    server.workers(settings_or_exit(), "functions")
+
+
+@worker.command("agents")
+def worker_agents() -> None:
+    """Run agents against given servers."""
+    server.workers(settings_or_exit(), "agents")
+
+
+@app.command()
+def scheduler() -> None:
+    """Run schedules and small tasks against given servers."""
+    server.workers(settings_or_exit(), "scheduler")
+
+
+@app.command()
+def apply(
+    file: File,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take over resources made by hand.")] = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Bring a running Sinas to what a YAML document declares; `${VAR}` is read from this environment."""
+    remote.apply(remote.connect(url, api_key), file, dry_run=dry_run, force=force)
+
+
+@app.command()
+def export(
+    managed_only: Annotated[bool, typer.Option("--managed-only", help="Only what a document keeps.")] = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Print the configuration of a running Sinas as YAML; secrets never leave it."""
+    remote.export(remote.connect(url, api_key), managed_only=managed_only)
+
+
+@app.command()
+def chat(
+    agent: Annotated[str, typer.Argument(help="The agent, as NAMESPACE/NAME.")],
+    message: Annotated[str, typer.Argument(help="What to say.")],
+    chat_id: Annotated[str | None, typer.Option("--chat", help="Go on in this chat.")] = None,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Say something to an agent and watch it answer, tool calls included."""
+    remote.chat(remote.connect(url, api_key), agent, message, chat_id)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,142 @@
+"""Commands that talk to a running Sinas over its API."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+from rich.console import Console
+
+from sinas_server.cli.console import fail, say, settings_or_exit
+from sinas_server.config.document import DocumentError, fill
+from sinas_server.config.startup import file_lookup
+
+PATIENCE = httpx2.Timeout(30, read=120)
+MOST_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it is and how to get in."""
+
+    url: str
+    key: str
+
+    def request(self, method: str, path: str, body: object = None) -> httpx2.Response:
+        """One call; exits 1 with the server's reason if it refuses."""
+        try:
+            answer = httpx2.request(method, self.url + path, json=body, headers=self.headers, timeout=PATIENCE)
+        except httpx2.HTTPError as error:
+            fail(f"{self.url} does not answer: {error}. Is `sinas up` running?")
+        if answer.is_error:
+            fail(f"{method} {path}: {answer.status_code} {_reason(answer.content)}")
+        return answer
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The credential."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+def connect(url: str | None, key: str | None) -> Server:
+    """The server and key to use; exits 2 where no key can be found."""
+    settings = settings_or_exit()
+    found = key or os.environ.get("SINAS_API_KEY") or _admin_key(settings.sinas_data_dir / "admin-key")
+    if not found:
+        fail("no API key: pass --api-key, set SINAS_API_KEY, or run where the data directory is (SINAS_DATA_DIR)", 2)
+    address = url or os.environ.get("SINAS_URL") or f"http://localhost:{settings.port}"
+    return Server(address.rstrip("/"), found)
+
+
+def _admin_key(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _reason(content: bytes) -> str:
+    try:
+        detail = orjson.loads(content).get("detail")
+    except (orjson.JSONDecodeError, AttributeError):
+        return content.decode(errors="replace")[:MOST_SHOWN]
+    return detail if isinstance(detail, str) else orjson.dumps(detail).decode()
+
+
+def apply(server: Server, file: Path, *, dry_run: bool, force: bool) -> None:
+    """Send the document with its variables filled in; print each change; exits 1 with the errors if there are any."""
+    try:
+        text = fill(file.read_text(), file_lookup())
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file} cannot be read: {error}")
+    except DocumentError as error:
+        fail("\n".join(f"{file}: {problem}" for problem in error.problems))
+    body = {"config": text, "dryRun": dry_run, "force": force}
+    report = server.request("POST", "/api/v1/config/apply", body).json()
+    for change in report["changes"]:
+        say(f"{change['action']:<10} {change['resourceType']} {change['resourceName']}")
+    for warning in report["warnings"]:
+        say(f"warning    {warning}")
+    if report["errors"]:
+        fail("\n".join(f"error      {error}" for error in report["errors"]))
+    if dry_run:
+        say("(dry run: nothing was changed)")
+
+
+def export(server: Server, *, managed_only: bool) -> None:
+    """Print the document."""
+    query = "?managed_only=true" if managed_only else ""
+    say(server.request("GET", f"/api/v1/config/export{query}").text.rstrip())
+
+
+def chat(server: Server, agent: str, message: str, chat_id: str | None) -> None:
+    """Send a message and print the answer as it arrives; tool calls are shown in between."""
+    if "/" not in agent:
+        fail("the agent must be NAMESPACE/NAME", 2)
+    if chat_id is None:
+        chat_id = server.request("POST", f"/agents/{agent}/chats", {}).json()["id"]
+    console = Console(highlight=False, soft_wrap=True)
+    failed = False
+    for name, data in _events(server, f"/chats/{chat_id}/messages/stream", {"content": message}):
+        failed = _show(console, name, data) or failed
+    console.print(f"\n[dim]chat {chat_id}[/dim]")
+    if failed:
+        fail("the agent could not answer")
+
+
+def _show(console: Console, name: str, data: dict[str, Any]) -> bool:
+    """Print one event; whether it was an error."""
+    if name == "message":
+        console.print(data.get("content", ""), end="", markup=False)
+    elif name == "tool_start":
+        console.print(f"\n[cyan]→ {data['name']}[/cyan] {data['arguments']}", markup=True)
+    elif name == "tool_end":
+        result = data["result"] if isinstance(data["result"], str) else orjson.dumps(data["result"]).decode()
+        console.print(f"[green]← {data['name']}[/green] ", end="")
+        console.print(result[:MOST_SHOWN] + ("…" if len(result) > MOST_SHOWN else ""), markup=False)
+    elif name == "approval_required":
+        console.print(f"\n[yellow]approval required:[/yellow] {data['function_namespace']}/{data['function_name']}")
+    elif name == "restart":
+        console.print("\n[yellow](the answer starts again)[/yellow]")
+    elif name == "error":
+        console.print(f"\n[red]{data['error']}[/red]")
+        return True
+    return False
+
+
+def _events(server: Server, path: str, body: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with httpx2.stream("POST", server.url + path, json=body, headers=server.headers, timeout=PATIENCE) as answer:
+            if answer.is_error:
+                fail(f"POST {path}: {answer.status_code} {_reason(answer.read())}")
+            name = ""
+            for line in answer.iter_lines():
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    yield name, orjson.loads(line.removeprefix("data: "))
+    except httpx2.HTTPError as error:
+        fail(f"{server.url} stopped answering: {error}")

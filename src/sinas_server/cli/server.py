@@ -1,0 +1,143 @@
+"""Commands that run the platform: all of it on one machine, or one role against given servers."""
+
+from collections.abc import Callable
+
+from pydantic import SecretStr
+
+from sinas_server.backends.db.migrate import MigrationError
+from sinas_server.backends.embedded.datadir import DataDir
+from sinas_server.backends.embedded.doctor import diagnose
+from sinas_server.backends.embedded.postgres import Postgres
+from sinas_server.backends.embedded.process import EmbeddedError, InterruptedStartError
+from sinas_server.backends.embedded.role import Role, run_once
+from sinas_server.backends.embedded.server import running
+from sinas_server.backends.embedded.supervisor import Supervisor, answers_health, bind_api_socket
+from sinas_server.backends.embedded.valkey import Valkey
+from sinas_server.cli.console import fail, log_to_terminal, say
+from sinas_server.settings import Settings, SettingsError
+
+
+def up(settings: Settings) -> None:
+    """Run everything in the foreground until Ctrl-C. Exits 1 with the reason if that is not possible."""
+    log_to_terminal(debug=settings.debug)
+    data = DataDir(settings.sinas_data_dir)
+    try:
+        with data.lock() as lock:
+            _run_stack(settings, data, lock)
+    except InterruptedStartError:
+        fail("stopped before it was ready", 130)
+    except EmbeddedError as error:
+        fail(str(error))
+
+
+def _run_stack(settings: Settings, data: DataDir, lock: int) -> None:
+    listener = bind_api_socket(settings.bind_host, settings.port)
+    postgres, valkey = Postgres(data), Valkey(data)
+    with running([postgres, valkey]):
+        from sinas_server import roles  # lazy: the servers start while this is being imported
+
+        postgres.wait_ready()
+        valkey.wait_ready()
+        ours = _with_servers(settings, data, postgres, valkey)
+        run_once(Role("prepare", lambda _: roles.prepare(ours)))
+        Supervisor(
+            [postgres, valkey],
+            [
+                Role("api", lambda slot: roles.serve_api(ours, listener, slot), ours.api_processes),
+                Role("functions", lambda slot: roles.work_on_functions(ours, slot), ours.function_worker_processes),
+                Role("agents", lambda slot: roles.work_on_turns(ours, slot), ours.agent_worker_processes),
+                Role("scheduler", lambda slot: roles.run_scheduler(ours, slot)),
+            ],
+            is_ready=lambda: answers_health(ours.bind_host, ours.port),
+            on_ready=lambda: _greet(ours, data),
+            close_in_roles=[lock],
+        ).run()
+
+
+def _with_servers(settings: Settings, data: DataDir, postgres: Postgres, valkey: Valkey) -> Settings:
+    """The settings with the servers that run here and, where the environment names none, the generated secrets."""
+    changes: dict[str, object] = {
+        "database_url": SecretStr(postgres.url()),
+        "redis_url": SecretStr(valkey.url()),
+        "secret_key": settings.secret_key or SecretStr(data.ensure_secret("SECRET_KEY")),
+        "encryption_key": settings.encryption_key or SecretStr(data.ensure_secret("ENCRYPTION_KEY")),
+    }
+    return settings.model_copy(update=changes)
+
+
+def _greet(settings: Settings, data: DataDir) -> None:
+    address = f"http://localhost:{settings.port}"
+    mail = "by mail" if settings.smtp_host else f"in {data.outbox} and in this log"
+    say()
+    say(f"  Sinas is ready at {address}   (API docs: {address}/docs and {address}/api/v1/docs)")
+    say(f"  Log in as {settings.superadmin_email}: POST /auth/login; the code arrives {mail}.")
+    say(f"  Or use the administrator's API key in {data.admin_key}")
+    say("  Ctrl-C stops everything.")
+    say()
+
+
+def doctor(settings: Settings) -> None:
+    """Print every finding; exits 1 if anything is missing."""
+    import asyncio  # lazy: `up` forks, and must not have a loop
+
+    from sinas_server.backends.sandbox import SandboxUnavailable  # lazy: only this command needs it
+    from sinas_server.backends.sandbox.native import probe  # lazy: the same
+
+    findings = diagnose(DataDir(settings.sinas_data_dir), settings.bind_host, settings.port)
+    complete = True
+    for finding in findings:
+        complete = complete and finding.ok
+        say(f"{'ok ' if finding.ok else 'NO '} {finding.name}: {finding.detail}")
+        if finding.advice:
+            say(f"      {finding.advice}")
+    try:
+        level = asyncio.run(probe())
+    except SandboxUnavailable as error:
+        fail(f"NO  sandbox: {error}")
+    say(f"ok  sandbox: {level.name} ({level.reason})")
+    if not complete:
+        fail("Something is missing; see above.")
+
+
+def api(settings: Settings) -> None:
+    """Serve the API with `UVICORN_WORKERS` processes."""
+    from sinas_server import roles  # lazy: only some commands need the whole platform
+
+    _check_clustered(settings)
+    listener = bind_api_socket(settings.bind_host, settings.port)
+    _supervise(
+        settings,
+        [Role("api", lambda slot: roles.serve_api(settings, listener, slot), settings.api_processes)],
+        prepare=lambda: run_once(Role("prepare", lambda _: roles.prepare(settings))),
+    )
+
+
+def workers(settings: Settings, role: str) -> None:
+    """Run the workers of one queue, or the scheduler."""
+    from sinas_server import roles  # lazy: only some commands need the whole platform
+
+    _check_clustered(settings)
+    found = {
+        "functions": Role("functions", lambda slot: roles.work_on_functions(settings, slot)),
+        "agents": Role("agents", lambda slot: roles.work_on_turns(settings, slot)),
+        "scheduler": Role("scheduler", lambda slot: roles.run_scheduler(settings, slot)),
+    }
+    _supervise(settings, [found[role]])
+
+
+def _check_clustered(settings: Settings) -> None:
+    try:
+        if not (settings.signing_key and settings.encryption_keys and settings.database_given):
+            fail("DATABASE_URL: missing; `sinas up` runs servers of its own, this command needs given ones", 2)
+    except SettingsError as error:
+        fail(str(error), 2)
+
+
+def _supervise(settings: Settings, roles: list[Role], prepare: Callable[[], None] | None = None) -> None:
+    log_to_terminal(debug=settings.debug)
+    try:
+        if prepare:
+            prepare()
+        Supervisor([], roles).run()
+    except (EmbeddedError, MigrationError) as error:
+        fail(str(error))

@@ -1,0 +1,224 @@
+"""What each process of the platform does: serve the API, work on a queue, run the loops, prepare the database."""
+
+import asyncio
+import dataclasses
+import os
+import signal
+import socket as sockets
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import uvicorn
+import uvloop
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from sqlalchemy import select
+
+from sinas_server import catalog
+from sinas_server.app import create_app
+from sinas_server.backends.db import open_engine
+from sinas_server.backends.db.migrate import migrate
+from sinas_server.backends.mail import Mailer
+from sinas_server.backends.mail.outbox import OutboxMailer
+from sinas_server.backends.mail.smtp import SmtpMailer, SmtpServer
+from sinas_server.backends.queue.redis import RedisWake
+from sinas_server.backends.sandbox import Limits, Sandbox
+from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
+from sinas_server.config.startup import apply_file
+from sinas_server.identity.bootstrap import bootstrap
+from sinas_server.identity.resolve import Principal, act_for, authenticate
+from sinas_server.identity.tables import UserRow
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.job import Worker
+from sinas_server.kernel.loop import run_loops
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Database
+from sinas_server.kit.crypto import Sealer
+from sinas_server.settings import Settings
+
+log = structlog.get_logger()
+API_GRACE_SECONDS = 8
+
+
+def open_mailer(settings: Settings) -> Mailer:
+    """SMTP where it is configured, otherwise files in the data directory."""
+    domain = settings.smtp_domain or settings.domain or "sinas.localhost"
+    if settings.smtp_host is None:
+        return OutboxMailer(settings.sinas_data_dir / "outbox", domain)
+    password = settings.smtp_password.get_secret_value() if settings.smtp_password else None
+    return SmtpMailer(SmtpServer(settings.smtp_host, settings.smtp_port, settings.smtp_user, password, domain))
+
+
+@asynccontextmanager
+async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int = 5) -> AsyncIterator[Runtime]:
+    """Connect to everything a process needs, and receive signals while the context is open."""
+    engine = open_engine(settings.sqlalchemy_url.render_as_string(hide_password=False), pool_size=pool_size)
+    redis: Redis = Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        max_connections=None,
+        retry=Retry(ConstantBackoff(0.05), 3),
+        socket_connect_timeout=5,
+    )
+    signals = RedisSignals(redis)
+    runtime = Runtime(
+        settings=settings,
+        database=Database(engine, Sealer(settings.encryption_keys)),
+        signals=signals,
+        streams=RedisStreams(redis),
+        wake=RedisWake(redis),
+        redis=redis,
+        mailer=open_mailer(settings),
+        authenticate=authenticate,
+        kinds={kind.name: kind for kind in catalog.KINDS},
+        resources=catalog.RESOURCES,
+        toolsets=catalog.TOOLSETS,
+        tasks=catalog.TASKS,
+        worker_name=worker_name,
+    )
+    receiver = asyncio.create_task(signals.run())
+    try:
+        yield runtime
+    finally:
+        receiver.cancel()
+        await asyncio.gather(receiver, return_exceptions=True)
+        await runtime.models.close()
+        await runtime.database.close()
+        await redis.aclose()
+
+
+def serve_api(settings: Settings, socket: sockets.socket, slot: int) -> None:
+    """Serve HTTP on a listening socket until SIGTERM or SIGINT."""
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[Runtime]:
+        async with open_runtime(settings, f"api-{slot}", pool_size=10) as runtime:
+            loops = asyncio.create_task(run_loops(runtime, catalog.API_LOOPS))
+            yield runtime
+            loops.cancel()
+            await asyncio.gather(loops, return_exceptions=True)
+            for loop in catalog.API_LOOPS:  # what was collected since the last step
+                await loop.step(runtime)
+
+    config = uvicorn.Config(
+        create_app(settings, running),
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=settings.domain is not None,
+        forwarded_allow_ips="*",
+        timeout_graceful_shutdown=API_GRACE_SECONDS,
+        timeout_keep_alive=75,
+    )
+    uvloop.run(uvicorn.Server(config).serve(sockets=[socket]))
+
+
+def _worker_name(settings: Settings, role: str, slot: int) -> str:
+    """Embedded, a slot's name is the same after a restart, so that it takes back what its predecessor held."""
+    return f"{role}-{slot}" if settings.embedded else f"{role}-{sockets.gethostname()}-{os.getpid()}-{slot}"
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Run until the work ends or SIGTERM or SIGINT asks to stop."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.debug("stopped")
+
+
+def open_function_sandbox(settings: Settings) -> Sandbox:
+    """The sandbox of a function worker."""
+    from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox  # lazy: function workers only
+
+    return open_sandbox(
+        SandboxConfig(
+            limits=Limits(
+                wall_seconds=settings.function_timeout,
+                memory_bytes=settings.max_function_memory << 20,
+                cpus=settings.max_function_cpu,
+            ),
+            min_size=settings.sandbox_min_size,
+            max_size=settings.sandbox_max_size,
+            min_idle=settings.sandbox_min_idle,
+            acquire_timeout=settings.pool_acquire_timeout,
+            platform_port=settings.port,
+            allowed_hosts=settings.sinas_allowed_hosts,
+        )
+    )
+
+
+def work_on_functions(settings: Settings, slot: int) -> None:
+    """Execute functions until SIGTERM."""
+
+    async def work() -> None:
+        sandbox = open_function_sandbox(settings)
+        await sandbox.start()
+        try:
+            async with open_runtime(settings, _worker_name(settings, "functions", slot)) as runtime:
+                slots = settings.queue_function_concurrency
+                await Worker(dataclasses.replace(runtime, sandbox=sandbox), catalog.JOBS["functions"], slots).run()
+        finally:
+            await sandbox.close()
+
+    uvloop.run(_until_stopped(work()))
+
+
+def work_on_turns(settings: Settings, slot: int) -> None:
+    """Run agents until SIGTERM."""
+
+    async def work() -> None:
+        async with open_runtime(settings, _worker_name(settings, "agents", slot)) as runtime:
+            await Worker(runtime, catalog.JOBS["agents"], settings.queue_agent_concurrency).run()
+
+    uvloop.run(_until_stopped(work()))
+
+
+def run_scheduler(settings: Settings, slot: int) -> None:
+    """Run the loops and the small tasks until SIGTERM."""
+
+    async def work() -> None:
+        async with open_runtime(settings, _worker_name(settings, "scheduler", slot)) as runtime:
+            await _together([run_loops(runtime, catalog.LOOPS), Worker(runtime, catalog.JOBS["tasks"], 10).run()])
+
+    uvloop.run(_until_stopped(work()))
+
+
+async def _together(parts: Sequence[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for part in parts:
+            group.create_task(part)
+
+
+def prepare(settings: Settings) -> None:
+    """Bring the database to this release and make sure of what every installation has; safe at every start."""
+    if migrate(settings.sqlalchemy_url):
+        log.info("database brought to this release")
+
+    async def fill() -> None:
+        async with open_runtime(settings, "prepare") as runtime:
+            await bootstrap(runtime)
+            admin = await _administrator(runtime)
+            if settings.embedded:
+                for step in catalog.BOOTSTRAPS:
+                    await step(runtime, admin)
+            if settings.auto_apply_config and settings.config_file:
+                await apply_file(runtime, admin, settings.config_file)
+
+    asyncio.run(fill())
+
+
+async def _administrator(runtime: Runtime) -> Caller:
+    """The administrator, on whose behalf an installation gets what it starts with."""
+    query = select(UserRow.id).where(UserRow.email == runtime.settings.superadmin_email.lower())
+    rows = await runtime.database.read(query)
+    return await act_for(runtime, Principal(rows[0].id), "system")
