@@ -57,7 +57,9 @@ class Worker:
 class Stack:
     """One run of the program in a data directory."""
 
-    def __init__(self, root: Path, *arguments: str, port: int | None = None, uid: int | None = None) -> None:
+    def __init__(
+        self, root: Path, *arguments: str, port: int | None = None, uid: int | None = None, nohup: bool = False
+    ) -> None:
         self.root = root
         self.port = port or free_port()
         if (root / "ready.json").exists():
@@ -68,7 +70,8 @@ class Stack:
             python = "/usr/bin/python3"
             environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(
-            [python, str(PROGRAM), str(root), str(self.port), *arguments],
+            [*(["nohup"] if nohup else []), python, str(PROGRAM), str(root), str(self.port), *arguments],
+            stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
@@ -99,7 +102,10 @@ class Stack:
     def pid(self, name: str) -> int:
         """The pid of a direct child by its short name, such as `postgres`."""
         for pid in self.pids():
-            stat = Path(f"/proc/{pid}/stat").read_text()
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                continue
             if f"({name})" in stat and int(stat.rpartition(")")[2].split()[1]) == self.process.pid:
                 return pid
         raise ProcessLookupError(name)

@@ -2,8 +2,8 @@
 
 Role `api` answers GET /health with its pid. Role `worker` starts, as a sandbox does, a process in a session of its own
 that dies with it. WORKERS makes them otherwise: `careless` (also start one that does not die with them), `failing`,
-`stubborn` (deaf to SIGTERM, given a short time), `eternal` (the same, given a long time). ROOT/ready.json appears when
-the API answers.
+`stubborn` (deaf to SIGTERM, given a short time), `eternal` (the same, given a long time), `unmigrated` (never reached:
+the task before them fails). ROOT/ready.json appears when the API answers.
 """
 
 import json
@@ -50,6 +50,12 @@ def worker(slot: int, root: Path, mode: str) -> None:
         signal.pause()
 
 
+def migrate(mode: str) -> None:
+    if mode == "unmigrated":
+        raise ValueError("no such table")
+    log_event("migrate", "done")
+
+
 def main(root: Path, port: int, mode: str) -> None:
     data = DataDir(root)
     with data.lock() as lock:
@@ -58,7 +64,7 @@ def main(root: Path, port: int, mode: str) -> None:
         with running([postgres, valkey]):
             postgres.wait_ready()
             valkey.wait_ready()
-            run_once(Role("migrate", lambda _: log_event("migrate", "done")))
+            run_once(Role("migrate", lambda _: migrate(mode)))
 
             def ready() -> None:
                 addresses = {"database": postgres.url(), "redis": valkey.url()}

@@ -11,7 +11,6 @@ from sinas_server.backends.embedded.datadir import DataDir, DataDirBusyError
 from sinas_server.backends.embedded.doctor import diagnose
 from sinas_server.backends.embedded.memory import pss_total
 from sinas_server.backends.embedded.process import EmbeddedError
-from sinas_server.backends.embedded.role import Role, run_once
 
 
 @pytest.fixture
@@ -54,15 +53,6 @@ def test_a_data_directory_open_to_others_is_closed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(mode=0o755)
     DataDir(tmp_path / "data").create()
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
-
-
-def test_run_once_reports_a_failure(capfd: pytest.CaptureFixture[str]) -> None:
-    def fail(_: int) -> None:
-        raise ValueError("no such table")
-
-    with pytest.raises(EmbeddedError, match="migrate exited with status 1"):
-        run_once(Role("migrate", fail))
-    assert "ValueError: no such table" in capfd.readouterr().err
 
 
 def test_the_doctor_finds_this_machine_fit_and_names_a_taken_port(tmp_path: Path) -> None:

@@ -11,21 +11,30 @@ from pathlib import Path
 
 import pytest
 
+from sinas_server.backends.embedded import embedded_servers
 from sinas_server.backends.embedded.datadir import free_port
 from tests.backends.embedded.harness import Stack, alive, eventually
 
 Run = Callable[..., Stack]
 
 
+@pytest.fixture(scope="session")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory after a first start: copying it is faster than making one for each test."""
+    root = tmp_path_factory.mktemp("initialised")
+    with embedded_servers(root, durable=True):
+        return root
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
+def run(tmp_path: Path, initialised: Path) -> Iterator[Run]:
     """Starts the stack in a data directory; whatever is left of it ends with the test."""
     started: list[Stack] = []
 
-    def start(
-        *arguments: str, root: Path = tmp_path / "data", port: int | None = None, uid: int | None = None
-    ) -> Stack:
-        started.append(Stack(root, *arguments, port=port, uid=uid))
+    def start(*arguments: str, root: Path = tmp_path / "data", **options: int) -> Stack:
+        if root.parent.is_dir() and not root.exists():
+            shutil.copytree(initialised, root)
+        started.append(Stack(root, *arguments, **options))
         return started[-1]
 
     yield start
@@ -156,6 +165,25 @@ def test_a_role_deaf_to_the_stop_is_killed_after_its_grace(run: Run) -> None:
     assert stack.process.returncode == 0
 
 
+def test_a_task_that_fails_before_the_roles_stops_the_start_and_the_servers(run: Run) -> None:
+    stack = run("unmigrated")
+    said = stack.ended()
+    assert stack.process.returncode == 1
+    assert "ValueError: no such table" in said
+    assert said.endswith("migrate exited with status 1\n")
+    assert "not shut down cleanly" not in run().ready().stop()
+
+
+def test_nohup_is_respected(run: Run) -> None:
+    stack = run(nohup=True).ready()
+    before = stack.health()
+    stack.process.send_signal(signal.SIGHUP)
+    os.kill(before, signal.SIGKILL)  # the supervisor sees this after the signal before it
+    eventually(lambda: stack.health() != before)
+    stack.stop()
+    assert stack.process.returncode == 0
+
+
 def test_a_second_stop_does_not_wait(run: Run) -> None:
     stack = run("eternal").ready()
     pids = stack.pids()
@@ -171,6 +199,7 @@ def test_the_port_stays_open_while_the_api_restarts(run: Run) -> None:
     stack = run().ready()
     pid = stack.health()
     os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not alive(pid))  # until then it may still accept
     assert stack.health() != pid  # waits in the queue of the socket that the supervisor holds; refused it would raise
 
 

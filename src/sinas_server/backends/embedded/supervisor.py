@@ -85,7 +85,7 @@ class Supervisor:
 
         `is_ready` is asked until it says yes, then `on_ready` is called, once.
         """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _watched())
         try:
             prctl(PR_SET_CHILD_SUBREAPER, 1)
             gc.collect()
@@ -170,11 +170,18 @@ class Supervisor:
         return forced
 
 
+def _watched() -> frozenset[signal.Signals]:
+    """The signals to act on; not SIGHUP where it is ignored, as under nohup(1)."""
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return WATCHED - {signal.SIGHUP} if deaf else WATCHED
+
+
 def _wait(seconds: float | None) -> int | None:
     """Sleeps until a watched signal comes, which it returns, or the time is over."""
+    watched = _watched()
     if seconds is None:
-        return signal.sigwait(WATCHED)
-    event = signal.sigtimedwait(WATCHED, max(seconds, 0.0))
+        return signal.sigwait(watched)
+    event = signal.sigtimedwait(watched, max(seconds, 0.0))
     return event.si_signo if event else None
 
 
