@@ -58,7 +58,7 @@ class Stack:
     """One run of the program in a data directory."""
 
     def __init__(
-        self, root: Path, *arguments: str, port: int | None = None, uid: int | None = None, nohup: bool = False
+        self, root: Path, *arguments: str, port: int | None = None, uid: int | None = None, nohup: int = 0
     ) -> None:
         self.root = root
         self.port = port or free_port()
