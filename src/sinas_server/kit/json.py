@@ -6,20 +6,36 @@ from typing import cast
 import orjson
 from pydantic import JsonValue
 
+MAX_DEPTH = 128
+"""How deeply values may be nested: writers of JSON stop at some depth, and nobody means more."""
+
 
 class BadJsonError(ValueError):
     """The text is not JSON that can be stored; the message says why."""
 
 
 def parse(body: bytes) -> JsonValue:
-    """JSON from bytes. Refuses NaN, lone surrogates and NUL characters with `BadJsonError`."""
+    """JSON from bytes. Refuses NaN, lone surrogates, NUL characters and absurd nesting with `BadJsonError`."""
     try:
         value = cast(JsonValue, orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise BadJsonError(f"JSON decode error: {error}") from error
     if b"\\u0000" in body and has_nul(value):
         raise BadJsonError("NUL characters (\\u0000) cannot be stored")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
+        raise BadJsonError(f"values are nested more than {MAX_DEPTH} deep")
     return value
+
+
+def is_deeper(value: object, levels: int) -> bool:
+    """Whether arrays and objects are nested more than `levels` deep in `value`."""
+    layer = [value]
+    for _ in range(levels + 1):
+        inner = [item for item in layer if isinstance(item, (dict, list))]
+        if not inner:
+            return False
+        layer = [part for item in inner for part in (item.values() if isinstance(item, dict) else item)]
+    return True
 
 
 def has_nul(value: object) -> bool:

@@ -1,0 +1,271 @@
+"""Running queued executions: claim, token, sandbox, checks, and one end that is stored exactly once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TypeVar
+
+import orjson
+import structlog
+from pydantic import JsonValue
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from sinas_server.backends.db import is_lost
+from sinas_server.backends.sandbox import Ending, Limits, Outcome, Sandbox, SandboxBusy, SandboxUnavailable, Task
+from sinas_server.functions.execute import QUEUE, topic
+from sinas_server.functions.kind import FunctionSpec, legacy_entry_point
+from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
+from sinas_server.identity.execution_grants import close_execution_grant, open_execution_grant
+from sinas_server.identity.resolve import Principal
+from sinas_server.kernel.job import Claim, Job
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.secret import SecretContext
+from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kit.json import MAX_DEPTH, is_deeper
+from sinas_server.kit.schema import violations
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+MAX_LOST = 5
+"""An execution that outlives this many workers is taken for their killer."""
+TOKEN_MARGIN_SECONDS = 30.0
+"""How much longer than the execution its token may live, if closing it should fail."""
+LIMIT_NAMES = {"function": "the function's own timeout", "request": "the request's timeout"}
+CAUSES = {
+    Ending.ERROR: Cause.ERROR,
+    Ending.TIMEOUT: Cause.TIMEOUT,
+    Ending.MEMORY: Cause.LIMIT,
+    Ending.OUTPUT_TOO_LARGE: Cause.LIMIT,
+    Ending.DIED: Cause.LIMIT,
+}
+
+
+@dataclass(frozen=True)
+class End:
+    """How one attempt ended."""
+
+    output: JsonValue = None
+    cause: Cause | None = None
+    """None for success."""
+    error: str | None = None
+    traceback: str | None = None
+    stdout: str = ""
+    stderr: str = ""
+    duration_ms: int | None = None
+    final: bool = False
+    """Whether trying again would be no use, or not safe."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What an attempt needs once it is known to be ours; no function if it was deleted."""
+
+    function: FunctionSpec | None
+    token: str
+
+
+async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
+    """Take an execution to its end, or to its next attempt."""
+    begun = await _patiently(lambda: _begin(runtime, claim.row))
+    if begun is None:  # canceled, or taken over
+        return
+    end = await _attempt(runtime, claim, begun)
+    await _patiently(lambda: _finish(runtime, claim.row, end))
+
+
+async def fail(runtime: Runtime, claim: Claim[ExecutionRow], error: str) -> None:
+    """Store the end of an attempt that we, not its code, failed; the log has the reason."""
+    end = End(cause=Cause.INTERNAL, error=f"Internal error while running execution {claim.row.id}")
+    await _patiently(lambda: _finish(runtime, claim.row, end))
+
+
+EXECUTION_JOB = Job(queue=QUEUE, table=ExecutionRow, run=run, fail=fail)
+
+
+async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
+    """A step of ours, repeated while the database is away: an execution must not be lost by its restart.
+
+    It ends at the latest when the worker finds that the row is no longer its own, and cancels.
+    """
+    pause = 0.1
+    while True:
+        try:
+            return await step()
+        except SQLAlchemyError as error:
+            if not is_lost(error):
+                raise
+            log.warning("waiting for the database", error=str(error).partition("\n")[0])
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+
+async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
+    """Note that the code starts now, and open its access token; None if the row is no longer ours."""
+    kept = (ResourceRow.id == ExecutionRow.function_id, ResourceRow.deleted_at.is_(None))
+    statement = (
+        update(ExecutionRow)
+        .where(*_ours(row))
+        .values(
+            started_at=func.now(),
+            version=func.coalesce(select(ResourceRow.version).where(*kept).scalar_subquery(), ExecutionRow.version),
+        )
+        .returning(select(ResourceRow.spec).where(*kept).scalar_subquery())
+    )
+    owners = tuple(dict.fromkeys([*row.owner_ids, *([row.function_owner_id] if row.function_owner_id else [])]))
+    principal = Principal(row.user_id, row.api_key_id, owners, row.depth + 1)
+    async with runtime.database.unit() as db:
+        found = (await db.execute(statement, execution_options={"synchronize_session": False})).first()
+        if found is None:
+            return None
+        if found[0] is None:
+            return Begun(None, "")
+        token = await open_execution_grant(db, runtime, row.id, principal, row.timeout + TOKEN_MARGIN_SECONDS)
+    stored = SecretContext("sealed", runtime.database.sealer)
+    return Begun(FunctionSpec.model_validate(FunctionSpec.upgrade(found[0]), context=stored), token)
+
+
+def _ours(row: ExecutionRow) -> tuple[ColumnElement[bool], ...]:
+    return (ExecutionRow.id == row.id, ExecutionRow.attempt == row.attempt, ExecutionRow.status == Status.RUNNING)
+
+
+async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun) -> End:
+    """Run the code once, unless that is not safe."""
+    row, function = claim.row, begun.function
+    lost = row.attempt - 1 - row.failures
+    if function is None:
+        return End(cause=Cause.FUNCTION, error=f"Function '{row.namespace}/{row.name}' was deleted", final=True)
+    if claim.interrupted and lost > MAX_LOST:
+        error = f"Gave up: {lost} workers were lost while running it"
+        return End(cause=Cause.INTERRUPTED, error=error, final=True)
+    # `started_at` is that of the earlier attempt, as it was claimed: without it no code had run.
+    may_repeat = row.trigger_type != Trigger.AGENT or function.idempotent or row.started_at is None
+    if claim.interrupted and not may_repeat:
+        error = "interrupted, outcome unknown: its worker was lost while the function ran, and it was not run again"
+        return End(cause=Cause.INTERRUPTED, error=error, final=True)
+    began = monotonic()
+    try:
+        outcome = await _sandbox(runtime).run(_task(runtime, row, function, begun.token))
+    except (SandboxBusy, SandboxUnavailable) as error:
+        return End(cause=Cause.INTERNAL, error=str(error))
+    end = _judged(row, function, outcome)
+    return replace(end, duration_ms=round((monotonic() - began) * 1000))
+
+
+def _sandbox(runtime: Runtime) -> Sandbox:
+    if runtime.sandbox is None:
+        raise SandboxUnavailable("this process was started without a sandbox")
+    return runtime.sandbox
+
+
+def _task(runtime: Runtime, row: ExecutionRow, function: FunctionSpec, token: str) -> Task:
+    settings = runtime.settings
+    context: dict[str, JsonValue] = {
+        "user_id": str(row.user_id),
+        "user_email": row.user_email,
+        "access_token": token,
+        "execution_id": str(row.id),
+        "trigger_type": row.trigger_type,
+        "chat_id": str(row.chat_id or ""),
+        "secrets": {},
+    }
+    return Task(
+        code=function.code,
+        entry_points=tuple(dict.fromkeys(("handler", legacy_entry_point(row.name)))),
+        input=row.input_data,
+        context=context,
+        limits=Limits(
+            wall_seconds=row.timeout,
+            memory_bytes=settings.max_function_memory << 20,
+            cpus=settings.max_function_cpu,
+        ),
+        egress=settings.function_egress,
+        filename=f"{row.namespace}/{row.name}.py",
+    )
+
+
+def _judged(row: ExecutionRow, function: FunctionSpec, outcome: Outcome) -> End:
+    """What the sandbox reports, checked against what can be stored and what was declared."""
+    stderr = outcome.stderr
+    if outcome.entry_point not in (None, "handler"):
+        log.warning("legacy entry point", function=f"{row.namespace}/{row.name}", entry_point=outcome.entry_point)
+        stderr += f"DeprecationWarning: rename the function '{outcome.entry_point}' to 'handler'\n"
+    end = End(stdout=_text(outcome.stdout), stderr=_text(stderr))
+    if outcome.ending is not Ending.OK:
+        error = _time_limit(row) if outcome.ending is Ending.TIMEOUT else _text(outcome.error or outcome.ending)
+        trace = _text(outcome.traceback) if outcome.traceback else None
+        return replace(end, cause=CAUSES[outcome.ending], error=error, traceback=trace)
+    if problem := _unstorable(outcome.result):
+        return replace(end, cause=Cause.ERROR, error=f"The result cannot be returned: {problem}")
+    found = violations(function.output_schema, outcome.result)
+    if found:
+        problems = "; ".join(str(problem) for problem in found)
+        return replace(end, cause=Cause.OUTPUT, error=f"The result does not match output_schema: {_text(problems)}")
+    return replace(end, output=outcome.result)
+
+
+def _time_limit(row: ExecutionRow) -> str:
+    return f"Time limit exceeded: {row.timeout:g} seconds ({LIMIT_NAMES.get(row.timeout_from, 'FUNCTION_TIMEOUT')})"
+
+
+def _unstorable(result: JsonValue) -> str | None:
+    if is_deeper(result, MAX_DEPTH):
+        return f"it is nested more than {MAX_DEPTH} deep"
+    try:
+        orjson.dumps(result)
+    except TypeError as error:  # integers beyond 64 bits, lone surrogates
+        return str(error)
+    return None
+
+
+def _text(text: str) -> str:
+    """Text that PostgreSQL can hold: no NUL, no lone surrogates."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
+    """Store the end, or the wait for another attempt, if the row is still ours; then tell who waits."""
+    again = end.cause is not None and not end.final and row.failures < row.max_retries
+    statement = update(ExecutionRow).where(*_ours(row)).values(**(_retry(runtime, end) if again else _ended(end)))
+    statement = statement.returning(ExecutionRow.id)
+    async with runtime.database.unit() as db:
+        if (await db.execute(statement, execution_options={"synchronize_session": False})).first() is None:
+            return  # canceled or taken over: the token is no longer this attempt's to close
+        await close_execution_grant(db, row.id)
+        if not again:
+            db.after_commit(lambda: runtime.signals.signal(topic(row.id)))
+
+
+def _outcome(end: End) -> dict[str, object]:
+    return {
+        "cause": end.cause,
+        "error": end.error,
+        "traceback": end.traceback,
+        "stdout": end.stdout,
+        "stderr": end.stderr,
+        "duration_ms": end.duration_ms,
+        "lease_until": None,
+    }
+
+
+def _ended(end: End) -> dict[str, object]:
+    return {
+        **_outcome(end),
+        "status": Status.COMPLETED if end.cause is None else Status.FAILED,
+        "output_data": end.output,
+        "failures": ExecutionRow.failures + (0 if end.cause is None else 1),
+        "completed_at": func.now(),
+    }
+
+
+def _retry(runtime: Runtime, end: End) -> dict[str, object]:
+    delay = func.make_interval(0, 0, 0, 0, 0, 0, runtime.settings.queue_retry_delay)
+    return {
+        **_outcome(end),
+        "status": Status.PENDING,
+        "failures": ExecutionRow.failures + 1,
+        "started_at": None,
+        "run_at": func.now() + delay,
+    }

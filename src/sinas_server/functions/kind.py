@@ -1,0 +1,106 @@
+"""The function kind: what a user declares, and the rules its code and schemas must meet."""
+
+import ast
+import warnings
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo
+
+from sinas_server.kernel.errors import ForbiddenError
+from sinas_server.kernel.kind import Kind, Spec
+from sinas_server.kernel.secret import SecretContext
+from sinas_server.kernel.store import Resource
+from sinas_server.kernel.unit import Db
+from sinas_server.kit.json import has_nul
+from sinas_server.kit.schema import check_schema
+
+MAX_CODE = 1_000_000
+"""The most characters of code a function may have."""
+SHARED_POOL = "sinas.functions.shared_pool:all"
+"""The permission to have functions run as trusted code in the shared pool."""
+
+
+def _stored(info: ValidationInfo) -> bool:
+    return isinstance(info.context, SecretContext) and info.context.form == "sealed"
+
+
+def _check_code(code: str, info: ValidationInfo) -> str:
+    """The code itself if Python can parse it; it is never compiled or run here."""
+    if _stored(info):  # checked when it was written
+        return code
+    if has_nul(code):
+        raise ValueError("source code must not contain NUL characters")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(code)
+    except SyntaxError as error:
+        raise ValueError(f"Syntax error in line {error.lineno or 1}: {error.msg}") from error
+    except (RecursionError, MemoryError) as error:
+        raise ValueError("the code is nested too deeply") from error
+    except ValueError as error:  # lone surrogates
+        raise ValueError(f"the code is not valid text: {error}") from error
+    return code
+
+
+def _check_schema(schema: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+    if not _stored(info):
+        check_schema(schema)
+    return schema
+
+
+Code = Annotated[str, AfterValidator(_check_code)]
+JsonSchema = Annotated[dict[str, JsonValue], AfterValidator(_check_schema)]
+
+
+class FunctionSpec(Spec):
+    """A Python function that runs in a sandbox."""
+
+    description: str | None = Field(default=None, description="What it does; shown to the model that may call it.")
+    code: Code = Field(
+        min_length=1,
+        max_length=MAX_CODE,
+        description="Python source. It defines `handler(input_data, context)`, or, as older functions do, a function "
+        "of its own name with `-` as `_`.",
+    )
+    input_schema: JsonSchema = Field(default={}, description="JSON Schema its input must meet; `{}` accepts any.")
+    output_schema: JsonSchema = Field(default={}, description="JSON Schema its result must meet; `{}` accepts any.")
+    icon: str | None = Field(default=None, description="`url:<address>` or `collection:<namespace>/<name>/<file>`.")
+    shared_pool: bool = Field(
+        default=False,
+        description=f"Run as trusted code in a long-lived shared worker; needs the permission `{SHARED_POOL}`. "
+        "This release has no shared pool yet: such a function can be stored, and executing it is refused.",
+    )
+    requires_approval: bool = Field(default=False, description="Ask the user before an agent's call of it runs.")
+    timeout: int | None = Field(
+        default=None, ge=1, le=86400, description="Its own time limit in seconds, instead of `FUNCTION_TIMEOUT`."
+    )
+    idempotent: bool = Field(
+        default=False,
+        description="Running it twice does no harm: a call by an agent is repeated when its worker is lost, instead "
+        "of ending with an unknown outcome.",
+    )
+
+
+async def _on_change(db: Db, old: Resource[FunctionSpec] | None, new: Resource[FunctionSpec] | None) -> None:
+    """Trusted code is written by those who may: any write that leaves `shared_pool` on needs the permission."""
+    if new is not None and new.spec.shared_pool and db.actor is not None and not db.actor.has(SHARED_POOL):
+        raise ForbiddenError(f"Not authorized: a function with shared_pool needs {SHARED_POOL}")
+
+
+FUNCTION = Kind(
+    name="function",
+    plural="functions",
+    spec=FunctionSpec,
+    name_pattern=r"^[a-zA-Z_][a-zA-Z0-9_-]*$",
+    namespace_pattern=r"^[a-zA-Z_][a-zA-Z0-9_-]*$",
+    on_change=_on_change,
+    actions=("create", "read", "update", "delete", "execute"),
+    discover="read",
+    description="Python functions that run in a sandbox, called by users, agents, webhooks and schedules.",
+)
+
+
+def legacy_entry_point(name: str) -> str:
+    """The name that older functions give to what is now called `handler`."""
+    return name.replace("-", "_")

@@ -1,0 +1,128 @@
+"""The record of every execution; its row is also the queue entry."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from pydantic import JsonValue
+from sqlalchemy import ARRAY, JSON, Index, String, Uuid, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sinas_server.kernel.tables import Base, Leased, queue_index
+
+
+class Status(StrEnum):
+    """Where an execution stands."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    AWAITING_INPUT = "AWAITING_INPUT"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+
+class Trigger(StrEnum):
+    """What started an execution."""
+
+    API = "API"
+    AGENT = "AGENT"
+    WEBHOOK = "WEBHOOK"
+    SCHEDULE = "SCHEDULE"
+    CDC = "CDC"
+    HOOK = "HOOK"
+    MANUAL = "MANUAL"
+
+
+class Cause(StrEnum):
+    """Why an execution failed."""
+
+    ERROR = "error"  # the code raised, or its result is not JSON
+    TIMEOUT = "timeout"
+    LIMIT = "limit"  # memory, output or the process itself
+    OUTPUT = "output"  # the result breaks the output schema
+    FUNCTION = "function"  # deleted, or it cannot run now
+    INTERRUPTED = "interrupted"  # the worker was lost, and running again was not safe
+    INTERNAL = "internal"  # ours
+
+
+class ExecutionRow(Leased, Base):
+    """One execution of a function: for whom, of what, with which input, and how it ended."""
+
+    __tablename__ = "executions"
+    __table_args__ = (
+        queue_index("executions"),
+        # A tool call creates at most one execution, however often its turn is resumed.
+        Index(
+            "uq_executions_call",
+            "turn_id",
+            "step",
+            "call_index",
+            unique=True,
+            postgresql_where=text("turn_id IS NOT NULL"),
+        ),
+        Index("ix_executions_user", "user_id", "created_at"),
+        Index("ix_executions_created", "created_at"),
+        Index("ix_executions_function", "namespace", "name", "created_at"),
+        Index("ix_executions_chat", "chat_id", postgresql_where=text("chat_id IS NOT NULL")),
+        Index("ix_executions_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+
+    # For whom: the principal that its access token stands for.
+    user_id: Mapped[UUID]
+    user_email: Mapped[str]
+    api_key_id: Mapped[UUID | None]
+    owner_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default=text("'{}'"))
+    """The owners of the functions that called it, whose rights limit it too."""
+
+    # Of what.
+    function_id: Mapped[UUID]
+    function_owner_id: Mapped[UUID | None]
+    namespace: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(String(255))
+    version: Mapped[int]
+    """The version of the function when it was asked for, then the one that ran."""
+
+    # By what.
+    trigger_type: Mapped[str] = mapped_column(String(16))
+    trigger_id: Mapped[str | None]
+    parent_id: Mapped[UUID | None]
+    """The execution whose code asked for this one."""
+    chat_id: Mapped[UUID | None]
+    tool_call_id: Mapped[str | None]
+    turn_id: Mapped[UUID | None]
+    step: Mapped[int | None]
+    call_index: Mapped[int | None]
+
+    # How.
+    input_data: Mapped[dict[str, JsonValue]] = mapped_column(JSON(none_as_null=True))
+    timeout: Mapped[float]
+    timeout_from: Mapped[str] = mapped_column(String(16))
+    """Whose limit that is: `function`, `request` or `settings`."""
+    max_retries: Mapped[int]
+    """How often it is tried again when its code fails."""
+
+    # What came of it.
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    """Attempts that ended by its own fault; the others lost their worker."""
+    output_data: Mapped[JsonValue] = mapped_column(JSON(none_as_null=True), nullable=True)
+    cause: Mapped[str | None] = mapped_column(String(16))
+    error: Mapped[str | None]
+    traceback: Mapped[str | None]
+    stdout: Mapped[str] = mapped_column(server_default="")
+    stderr: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    """When the current attempt's code was started."""
+    completed_at: Mapped[datetime | None]
+    duration_ms: Mapped[int | None]
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it goes no further by itself: it has ended, or waits for input."""
+        return self.status in ENDED or self.status == Status.AWAITING_INPUT

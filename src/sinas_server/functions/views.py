@@ -1,0 +1,189 @@
+"""How executions look in answers."""
+
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from pydantic import BaseModel, Field, JsonValue
+
+from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
+
+JOB_STATES = {
+    Status.PENDING: "queued",
+    Status.RUNNING: "running",
+    Status.AWAITING_INPUT: "awaiting_input",
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "cancelled",
+}
+
+
+class ExecutionResponse(BaseModel):
+    """An execution."""
+
+    id: UUID = Field(description="Its id.")
+    execution_id: str = Field(description="The same, as older clients read it.")
+    function_name: str = Field(description="`namespace/name` of the function.")
+    function_version: int = Field(description="The version of the function that ran, or is to run.")
+    user_id: UUID = Field(description="For whom it runs.")
+    trigger_type: Trigger = Field(description="What started it.")
+    trigger_id: str = Field(description="What the starter calls it; empty if nothing was given.")
+    parent_id: UUID | None = Field(description="The execution whose code asked for this one.")
+    chat_id: UUID | None = Field(description="The chat whose agent called it.")
+    tool_call_id: str | None = Field(description="The tool call of that agent.")
+    status: Status = Field(description="Where it stands.")
+    input_data: dict[str, JsonValue] = Field(description="What it was given.")
+    output_data: JsonValue = Field(description="What it returned; null unless it completed.")
+    cause: Cause | None = Field(description="Why it failed, as a word.")
+    error: str | None = Field(description="Why it failed, as a sentence.")
+    traceback: str | None = Field(description="The Python traceback from the function's own file on.")
+    stdout: str = Field(description="What it printed.")
+    stderr: str = Field(description="What it printed to standard error, and warnings of the platform.")
+    attempt: int = Field(description="How often it was taken up by a worker.")
+    started_at: datetime = Field(description="When its code was started; while it is queued, when it was asked for.")
+    completed_at: datetime | None = Field(description="When it ended.")
+    duration_ms: int | None = Field(description="How long its code ran, in milliseconds.")
+
+
+class StepResponse(BaseModel):
+    """An execution that another one asked for."""
+
+    id: UUID = Field(description="Its id.")
+    execution_id: str = Field(description="The same, as older clients read it.")
+    step_name: str = Field(description="`namespace/name` of the function.")
+    function_name: str = Field(description="`namespace/name` of the function.")
+    status: Status = Field(description="Where it stands.")
+    input_data: dict[str, JsonValue] = Field(description="What it was given.")
+    output_data: JsonValue = Field(description="What it returned.")
+    error: str | None = Field(description="Why it failed.")
+    duration_ms: int | None = Field(description="How long its code ran, in milliseconds.")
+    started_at: datetime = Field(description="When its code was started.")
+    completed_at: datetime | None = Field(description="When it ended.")
+
+
+class FunctionExecuteRequest(BaseModel):
+    """What to run a function with."""
+
+    input: dict[str, JsonValue] = Field(default={}, description="What `handler` gets as `input_data`.")
+    timeout: int | None = Field(
+        default=None, ge=1, le=86400, description="A time limit in seconds; only one shorter than the usual counts."
+    )
+
+
+class FunctionExecuteAsyncRequest(FunctionExecuteRequest):
+    """What to run a function with, later."""
+
+    trigger_id: str | None = Field(default=None, max_length=255, description="What you call this execution.")
+    delay_seconds: float | None = Field(
+        default=None, ge=0, le=7 * 86400, description="How long to wait before it starts; at most a week."
+    )
+    callback_url: str | None = Field(default=None, description="Not available in this release: refused if given.")
+
+
+class FunctionExecuteResponse(BaseModel):
+    """How a synchronous execution ended."""
+
+    status: Literal["success", "error", "timeout", "awaiting_input"] = Field(description="How it ended.")
+    execution_id: str = Field(description="Its record: `GET /executions/{execution_id}`.")
+    result: JsonValue = Field(default=None, description="What the function returned.")
+    error: str | None = Field(default=None, description="Why it failed.")
+
+
+class FunctionExecuteAsyncResponse(BaseModel):
+    """What to ask for later."""
+
+    execution_id: str = Field(description="Ask for it with `GET /executions/{execution_id}` or `GET /jobs/{job_id}`.")
+    status: str = Field(default="queued", description="Always `queued`.")
+
+
+class ContinueExecutionRequest(BaseModel):
+    """What a paused execution gets as the result of its `input()`."""
+
+    input: dict[str, JsonValue] | str = Field(
+        description="The text; of an object its key `input` or `value`, or its only value."
+    )
+
+
+class ContinueExecutionResponse(BaseModel):
+    """Where the execution stands after it went on."""
+
+    execution_id: str = Field(description="The execution.")
+    status: Status = Field(description="Where it stands.")
+    output_data: JsonValue = Field(default=None, description="What it returned, if it completed.")
+    prompt: str | None = Field(default=None, description="What it asks for, if it paused again.")
+
+
+class JobResponse(BaseModel):
+    """An execution as queued work."""
+
+    job_id: str = Field(description="Its id: that of the execution.")
+    execution_id: str = Field(description="The execution.")
+    status: str = Field(description="`queued`, `running`, `awaiting_input`, `completed`, `failed` or `cancelled`.")
+    function: str = Field(description="`namespace/name` of the function.")
+    error: str | None = Field(description="Why it failed.")
+    attempt: int = Field(description="How often it was taken up by a worker.")
+    created_at: datetime = Field(description="When it was asked for.")
+    started_at: datetime | None = Field(description="When its code was started.")
+    completed_at: datetime | None = Field(description="When it ended.")
+
+
+def execution_view(row: ExecutionRow) -> dict[str, object]:
+    """An execution as `ExecutionResponse` has it."""
+    return {
+        **step_view(row),
+        "function_version": row.version,
+        "user_id": row.user_id,
+        "trigger_type": row.trigger_type,
+        "trigger_id": row.trigger_id or "",
+        "parent_id": row.parent_id,
+        "chat_id": row.chat_id,
+        "tool_call_id": row.tool_call_id,
+        "cause": row.cause,
+        "traceback": row.traceback,
+        "stdout": row.stdout,
+        "stderr": row.stderr,
+        "attempt": row.attempt,
+    }
+
+
+def step_view(row: ExecutionRow) -> dict[str, object]:
+    """An execution as `StepResponse` has it."""
+    return {
+        "id": row.id,
+        "execution_id": str(row.id),
+        "step_name": f"{row.namespace}/{row.name}",
+        "function_name": f"{row.namespace}/{row.name}",
+        "status": row.status,
+        "input_data": row.input_data,
+        "output_data": row.output_data,
+        "error": row.error,
+        "duration_ms": row.duration_ms,
+        "started_at": row.started_at or row.created_at,
+        "completed_at": row.completed_at,
+    }
+
+
+def result_view(row: ExecutionRow) -> dict[str, object]:
+    """An execution as the answer to the one who waited for it."""
+    if row.status == Status.COMPLETED:
+        status = "success"
+    elif row.status == Status.AWAITING_INPUT:
+        status = "awaiting_input"
+    else:
+        status = "timeout" if row.cause == Cause.TIMEOUT else "error"
+    return {"status": status, "execution_id": str(row.id), "result": row.output_data, "error": row.error}
+
+
+def job_view(row: ExecutionRow) -> dict[str, object]:
+    """An execution as `JobResponse` has it."""
+    return {
+        "job_id": str(row.id),
+        "execution_id": str(row.id),
+        "status": JOB_STATES[Status(row.status)],
+        "function": f"{row.namespace}/{row.name}",
+        "error": row.error,
+        "attempt": row.attempt,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "completed_at": row.completed_at,
+    }

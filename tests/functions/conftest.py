@@ -1,0 +1,104 @@
+"""A platform with functions: the API on a real port, a worker with the native sandbox, and someone to call it."""
+
+import asyncio
+import dataclasses
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from pydantic import JsonValue
+
+from sinas_server.backends.sandbox import Sandbox
+from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
+from sinas_server.backends.stream.redis import RedisSignals
+from sinas_server.functions.executions import RESOURCES
+from sinas_server.functions.executions import RUNTIME_ROUTERS as EXECUTION_ROUTERS
+from sinas_server.functions.jobs import EXECUTION_JOB
+from sinas_server.functions.kind import FUNCTION
+from sinas_server.functions.routes import MANAGEMENT_ROUTERS, RUNTIME_ROUTERS
+from sinas_server.identity.bootstrap import bootstrap
+from sinas_server.kernel.job import Worker
+from sinas_server.kernel.kind import Kind
+from sinas_server.kernel.runtime import Runtime
+from tests.people import Person
+
+ECHO = "def handler(input_data, context):\n    return input_data\n"
+Declare = Callable[..., Awaitable[dict[str, JsonValue]]]
+
+
+@pytest.fixture
+def kinds() -> Mapping[str, Kind[Any]]:
+    return {FUNCTION.name: FUNCTION}
+
+
+@pytest.fixture
+async def runtime(runtime: Runtime) -> AsyncIterator[Runtime]:
+    """The runtime, receiving signals, of an installation that has functions."""
+    made = dataclasses.replace(runtime, resources=(*runtime.resources, *RESOURCES))
+    await bootstrap(made)
+    assert isinstance(made.signals, RedisSignals)
+    receiver = asyncio.create_task(made.signals.run())
+    yield made
+    receiver.cancel()
+    await asyncio.gather(receiver, return_exceptions=True)
+
+
+@pytest.fixture
+def app(app: FastAPI) -> FastAPI:
+    """The application with the routes of functions too."""
+    for router in (*RUNTIME_ROUTERS, *EXECUTION_ROUTERS):
+        app.include_router(router)
+    for router in MANAGEMENT_ROUTERS:
+        app.include_router(router, prefix="/api/v1")
+    return app
+
+
+@pytest.fixture
+async def port(app: FastAPI) -> AsyncIterator[int]:
+    """The application on a port of its own, as functions reach it from inside."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, ws="none")
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server._serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture
+async def sandbox(port: int) -> AsyncIterator[Sandbox]:
+    made = open_sandbox(SandboxConfig(min_size=1, min_idle=1, max_size=12, platform_port=port))
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def worker(runtime: Runtime, sandbox: Sandbox) -> AsyncIterator[Worker[Any]]:
+    """A function worker with two slots."""
+    made = Worker(dataclasses.replace(runtime, sandbox=sandbox, worker_name="functions-test"), EXECUTION_JOB, 2)
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def declare(user: Person) -> Declare:
+    """Creates a function of the user: `await declare("name", code, **fields)`."""
+
+    async def create(
+        name: str, code: str = ECHO, by: httpx2.AsyncClient = user.http, **fields: JsonValue
+    ) -> dict[str, JsonValue]:
+        body = {"name": name, "code": code, "input_schema": {}, "output_schema": {}, **fields}
+        answer = await by.post("/api/v1/functions", json=body)
+        assert answer.status_code == 201, answer.text
+        return cast(dict[str, JsonValue], answer.json())
+
+    return create
