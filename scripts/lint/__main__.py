@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from scripts.lint.commits import commits
 from scripts.lint.excepts import broad_excepts
-from scripts.lint.exempt import COMMITS, EDGES, WIRE, Exempt, apart_from
+from scripts.lint.exempt import COMMITS, EDGES, SIZES, WIRE, Exempt, apart_from
 from scripts.lint.imports import local_imports
 from scripts.lint.instances import module_instances
 from scripts.lint.machine import machine_paths, registry_hosts
@@ -24,7 +24,7 @@ RULES: tuple[tuple[Rule, tuple[Exempt, ...]], ...] = (
     (broad_excepts, EDGES),
     (commits, COMMITS),
     (file_length, ()),
-    (function_length, ()),
+    (function_length, SIZES),
     (local_imports, ()),
     (machine_paths, ()),
     (module_instances, ()),

@@ -9,6 +9,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse
@@ -86,7 +87,7 @@ def _health_router() -> APIRouter:
     async def health(runtime: Run) -> Response:
         try:
             await runtime.database.read(text("SELECT 1"))
-        except Exception as error:
+        except SQLAlchemyError as error:
             raise UnavailableError("the database does not answer", {"Retry-After": "1"}) from error
         return JsonAnswer({"status": "healthy"})
 

@@ -1,7 +1,6 @@
 """Every slice of the platform, by what it contributes: the only file that knows them all."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from fastapi import APIRouter
 
@@ -10,8 +9,8 @@ from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
 from sinas_server.config import routes as config
 from sinas_server.kernel.access import AccessResource, Caller
-from sinas_server.kernel.job import Job
-from sinas_server.kernel.kind import Kind
+from sinas_server.kernel.job import AnyJob
+from sinas_server.kernel.kind import AnyKind
 from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.outbox import TASK_JOB
 from sinas_server.kernel.purge import PURGE_LOOP
@@ -21,7 +20,7 @@ from sinas_server.kernel.tool import Toolset
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
 from sinas_server.providers.kind import PROVIDER
 
-KINDS: tuple[Kind[Any], ...] = (PROVIDER, AGENT)
+KINDS: tuple[AnyKind, ...] = (PROVIDER, AGENT)
 """In the order in which they are applied: what is referred to comes first."""
 
 RESOURCES: tuple[AccessResource, ...] = ()
@@ -35,7 +34,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (agents.management_router, crud_rout
 
 TOOLSETS: tuple[Toolset, ...] = ()
 TASKS: Mapping[str, TaskHandler] = {}
-JOBS: Mapping[str, Job[Any]] = {"tasks": TASK_JOB}
+JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB}
 """Worker role → the job it works on."""
 
 LOOPS: tuple[Loop, ...] = (PURGE_LOOP,)

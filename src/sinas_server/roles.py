@@ -7,7 +7,6 @@ import signal
 import socket as sockets
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import structlog
 import uvicorn
@@ -124,7 +123,7 @@ def _worker_name(settings: Settings, role: str, slot: int) -> str:
     return f"{role}-{slot}" if settings.embedded else f"{role}-{sockets.gethostname()}-{os.getpid()}-{slot}"
 
 
-async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
+async def _until_stopped(work: Coroutine[object, object, None]) -> None:
     """Run until the work ends or SIGTERM or SIGINT asks to stop."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
@@ -193,7 +192,7 @@ def run_scheduler(settings: Settings, slot: int) -> None:
     uvloop.run(_until_stopped(work()))
 
 
-async def _together(parts: Sequence[Coroutine[Any, Any, None]]) -> None:
+async def _together(parts: Sequence[Coroutine[object, object, None]]) -> None:
     async with asyncio.TaskGroup() as group:
         for part in parts:
             group.create_task(part)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
@@ -218,7 +218,7 @@ AGENT: Kind[AgentSpec] = Kind(
 )
 
 
-async def default_agent(db: Db) -> Resource[Any] | None:
+async def default_agent(db: Db) -> Resource[AgentSpec] | None:
     """The system default agent, if there is one."""
     row = await db.scalar(
         select(ResourceRow)

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import orjson
+from pydantic import JsonValue
 from rich.console import Console
 
 from sinas_server.cli.console import fail, say, settings_or_exit
@@ -107,10 +107,10 @@ def chat(server: Server, agent: str, message: str, chat_id: str | None) -> None:
         fail("the agent could not answer")
 
 
-def _show(console: Console, name: str, data: dict[str, Any]) -> bool:
+def _show(console: Console, name: str, data: dict[str, JsonValue]) -> bool:
     """Print one event; whether it was an error."""
     if name == "message":
-        console.print(data.get("content", ""), end="", markup=False)
+        console.print(str(data.get("content", "")), end="", markup=False)
     elif name == "tool_start":
         console.print(f"\n[cyan]→ {data['name']}[/cyan] {data['arguments']}", markup=True)
     elif name == "tool_end":
@@ -127,7 +127,7 @@ def _show(console: Console, name: str, data: dict[str, Any]) -> bool:
     return False
 
 
-def _events(server: Server, path: str, body: object) -> Iterator[tuple[str, dict[str, Any]]]:
+def _events(server: Server, path: str, body: object) -> Iterator[tuple[str, dict[str, JsonValue]]]:
     try:
         with httpx2.stream("POST", server.url + path, json=body, headers=server.headers, timeout=PATIENCE) as answer:
             if answer.is_error:

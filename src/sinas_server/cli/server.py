@@ -32,33 +32,45 @@ def up(settings: Settings) -> None:
 
 def _run_stack(settings: Settings, data: DataDir, lock: int) -> None:
     listener = bind_api_socket(settings.bind_host, settings.port)
-    postgres, valkey = Postgres(data), Valkey(data)
-    with running([postgres, valkey]):
+    postgres = None if settings.database_given else Postgres(data)
+    valkey = None if settings.redis_given else Valkey(data)
+    servers = [server for server in (postgres, valkey) if server]
+    with running(servers):
         from sinas_server import roles  # lazy: the servers start while this is being imported
 
-        postgres.wait_ready()
-        valkey.wait_ready()
-        ours = _with_servers(settings, data, postgres, valkey)
-        run_once(Role("prepare", lambda _: roles.prepare(ours)))
+        for server in servers:
+            server.wait_ready()
+        settings = _completed(settings, data, postgres, valkey)
+        run_once(Role("prepare", lambda _: roles.prepare(settings)))
         Supervisor(
-            [postgres, valkey],
+            servers,
             [
-                Role("api", lambda slot: roles.serve_api(ours, listener, slot), ours.api_processes),
-                Role("functions", lambda slot: roles.work_on_functions(ours, slot), ours.function_worker_processes),
-                Role("agents", lambda slot: roles.work_on_turns(ours, slot), ours.agent_worker_processes),
-                Role("scheduler", lambda slot: roles.run_scheduler(ours, slot)),
+                Role("api", lambda slot: roles.serve_api(settings, listener, slot), settings.api_processes),
+                _worker(settings, "functions"),
+                _worker(settings, "agents"),
+                _worker(settings, "scheduler"),
             ],
-            is_ready=lambda: answers_health(ours.bind_host, ours.port),
-            on_ready=lambda: _greet(ours, data),
+            is_ready=lambda: answers_health(settings.bind_host, settings.port),
+            on_ready=lambda: _greet(settings, data),
             close_in_roles=[lock],
         ).run()
 
 
-def _with_servers(settings: Settings, data: DataDir, postgres: Postgres, valkey: Valkey) -> Settings:
-    """The settings with the servers that run here and, where the environment names none, the generated secrets."""
+def _worker(settings: Settings, name: str) -> Role:
+    from sinas_server import roles  # lazy: only some commands need the whole platform
+
+    if name == "functions":
+        return Role(name, lambda slot: roles.work_on_functions(settings, slot), settings.function_worker_processes)
+    if name == "agents":
+        return Role(name, lambda slot: roles.work_on_turns(settings, slot), settings.agent_worker_processes)
+    return Role(name, lambda slot: roles.run_scheduler(settings, slot))
+
+
+def _completed(settings: Settings, data: DataDir, postgres: Postgres | None, valkey: Valkey | None) -> Settings:
+    """The settings with the servers that run here and, where the environment has none, the generated secrets."""
     changes: dict[str, object] = {
-        "database_url": SecretStr(postgres.url()),
-        "redis_url": SecretStr(valkey.url()),
+        "database_url": SecretStr(postgres.url()) if postgres else settings.database_url,
+        "redis_url": SecretStr(valkey.url()) if valkey else settings.redis_url,
         "secret_key": settings.secret_key or SecretStr(data.ensure_secret("SECRET_KEY")),
         "encryption_key": settings.encryption_key or SecretStr(data.ensure_secret("ENCRYPTION_KEY")),
     }
@@ -114,15 +126,8 @@ def api(settings: Settings) -> None:
 
 def workers(settings: Settings, role: str) -> None:
     """Run the workers of one queue, or the scheduler."""
-    from sinas_server import roles  # lazy: only some commands need the whole platform
-
     _check_clustered(settings)
-    found = {
-        "functions": Role("functions", lambda slot: roles.work_on_functions(settings, slot)),
-        "agents": Role("agents", lambda slot: roles.work_on_turns(settings, slot)),
-        "scheduler": Role("scheduler", lambda slot: roles.run_scheduler(settings, slot)),
-    }
-    _supervise(settings, [found[role]])
+    _supervise(settings, [_worker(settings, role)])
 
 
 def _check_clustered(settings: Settings) -> None:

@@ -1,10 +1,10 @@
 """Validate, apply and export over HTTP."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 
 from sinas_server.config.document import API_PREFIX, DocumentError, api_lookup, dump, parse
 from sinas_server.kernel.access import Caller
@@ -68,7 +68,7 @@ class AppliedChange(BaseModel):
     resourceType: str = Field(description="Its kind.")  # noqa: N815 - the wire's name
     resourceName: str = Field(description="Its name.")  # noqa: N815 - the wire's name
     details: str | None = Field(default=None, description="Why, where it is not plain.")
-    changes: dict[str, Any] | None = Field(default=None, description="Field → old and new.")
+    changes: dict[str, JsonValue] | None = Field(default=None, description="Field → old and new.")
 
 
 class ApplyResponse(BaseModel):

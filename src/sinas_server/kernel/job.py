@@ -51,6 +51,10 @@ class Job(Generic[R]):
     """Stores the end of a row whose run raised."""
 
 
+AnyJob = Job[Any]
+"""A job, whatever its table."""
+
+
 async def wake(runtime: Runtime, queue: str, depth: int = 0) -> None:
     """Tell a worker of `queue` that a row is due."""
     await runtime.wake.wake(f"{queue}:nested" if depth else queue)

@@ -167,3 +167,7 @@ class Kind(Generic[S]):
     def called(self, namespace: str, name: str) -> str:
         """How messages name one of them."""
         return f"{self.label} '{'/'.join(self.where(namespace, name))}'"
+
+
+AnyKind = Kind[Any]
+"""A kind, whatever its spec."""

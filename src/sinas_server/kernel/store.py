@@ -69,6 +69,10 @@ class Change:
     managed: "Managed | None" = None
 
 
+AnyResource = Resource[Any]
+"""A resource, whatever its spec."""
+
+
 @dataclass(frozen=True)
 class Managed:
     """By what a resource is kept: `config` or `pkg:<name>`, and the name of that configuration."""

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
-from pydantic import SecretStr
+from pydantic import JsonValue, SecretStr
 
 from sinas_server.backends.llm import ProviderConfig, ProviderError
 from sinas_server.backends.llm.open import open_model
@@ -21,7 +20,7 @@ from sinas_server.settings import Settings
 
 log = structlog.get_logger()
 OFFLINE_NAME = "offline"
-OFFLINE_RULES: dict[str, Any] = {
+OFFLINE_RULES: dict[str, JsonValue] = {
     "rules": [],
     "default": f"I am the {LABEL}: no language model is configured yet. An administrator can add one with "
     "POST /api/v1/llm-providers, or set OPENAI_API_KEY, ANTHROPIC_API_KEY or MISTRAL_API_KEY and restart.",
@@ -33,7 +32,7 @@ class Found:
     """A provider that the environment offers."""
 
     name: str
-    fields: Mapping[str, Any]
+    fields: Mapping[str, JsonValue]
 
 
 def _keys(settings: Settings) -> list[Found]:

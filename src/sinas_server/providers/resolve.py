@@ -1,7 +1,6 @@
 """Which provider and model answer for an agent, and asking them."""
 
 from dataclasses import dataclass
-from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import select
@@ -66,5 +65,4 @@ async def resolve(db: Db, provider_id: UUID | None, model: str | None) -> Resolv
 
 
 def _config(spec: ProviderSpec) -> ProviderConfig:
-    options = cast(dict[str, Any], spec.config)
-    return ProviderConfig(spec.provider_type, spec.api_key, spec.api_endpoint, options)
+    return ProviderConfig(spec.provider_type, spec.api_key, spec.api_endpoint, spec.config)

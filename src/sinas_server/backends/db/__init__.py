@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 
 def open_engine(url: str, *, pool_size: int = 10, overflow: int = 10) -> AsyncEngine:
-    """An engine for `postgresql://` in any spelling; safe behind PgBouncer (no prepared statements, no session state)."""
+    """An engine for `postgresql://` in any spelling; safe behind PgBouncer: no prepared statements or session state."""
     parsed = make_url(url).set(drivername="postgresql+psycopg")
     return create_async_engine(
         parsed,
