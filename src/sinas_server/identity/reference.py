@@ -1,6 +1,6 @@
 """Every permission there is, and which of them the built-in roles hold by default; both are read off the kinds."""
 
-from typing import TypedDict
+from pydantic import BaseModel, Field
 
 from sinas_server.kernel.access import AccessResource
 from sinas_server.kernel.runtime import Runtime
@@ -37,15 +37,15 @@ RESOURCES = (
 """The resources of this slice; the catalog joins them with those of the others."""
 
 
-class PermissionReference(TypedDict):
+class PermissionReference(BaseModel):
     """What can be permitted about one resource."""
 
-    resource: str
-    description: str
-    actions: list[str]
-    namespaced: bool
-    adminOnly: bool
-    permissions: list[str]
+    resource: str = Field(description="The second segment of its permissions.")
+    description: str = Field(description="What it is.")
+    actions: list[str] = Field(description="What can be done to it.")
+    namespaced: bool = Field(description="Whether its permissions may name one: `sinas.agents/support/bot.chat:own`.")
+    admin_only: bool = Field(serialization_alias="adminOnly", description="Whether it is for administrators.")
+    permissions: list[str] = Field(description="Every permission about it as a whole.")
 
 
 def permission_reference(runtime: Runtime) -> list[PermissionReference]:
@@ -53,14 +53,14 @@ def permission_reference(runtime: Runtime) -> list[PermissionReference]:
     about = [(r.name, r.description, r.actions, r.namespaced, r.admin_only) for r in runtime.resources]
     about += [(k.plural, k.description, k.actions, k.namespaced, k.admin_only) for k in runtime.kinds.values()]
     return [
-        {
-            "resource": name,
-            "description": description or name.replace("_", " ").capitalize(),
-            "actions": list(actions),
-            "namespaced": namespaced,
-            "adminOnly": admin_only,
-            "permissions": [f"sinas.{name}.{action}:{scope}" for action in actions for scope in ("own", "all")],
-        }
+        PermissionReference(
+            resource=name,
+            description=description or name.replace("_", " ").capitalize(),
+            actions=list(actions),
+            namespaced=namespaced,
+            admin_only=admin_only,
+            permissions=[f"sinas.{name}.{action}:{scope}" for action in actions for scope in ("own", "all")],
+        )
         for name, description, actions, namespaced, admin_only in sorted(about)
     ]
 
