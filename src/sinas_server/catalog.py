@@ -8,6 +8,13 @@ from sinas_server.agents import routes as agents
 from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
 from sinas_server.config import routes as config
+from sinas_server.functions import executions
+from sinas_server.functions import routes as functions
+from sinas_server.functions.jobs import EXECUTION_JOB
+from sinas_server.functions.kind import FUNCTION
+from sinas_server.identity import routers as identity
+from sinas_server.identity.key_uses import KEY_USE_LOOP
+from sinas_server.identity.mail import MAIL_TASK, send_mail
 from sinas_server.kernel.access import AccessResource, Caller
 from sinas_server.kernel.job import AnyJob
 from sinas_server.kernel.kind import AnyKind
@@ -20,27 +27,38 @@ from sinas_server.kernel.tool import Toolset
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
 from sinas_server.providers.kind import PROVIDER
 
-KINDS: tuple[AnyKind, ...] = (PROVIDER, AGENT)
+KINDS: tuple[AnyKind, ...] = (PROVIDER, FUNCTION, AGENT)
 """In the order in which they are applied: what is referred to comes first."""
 
-RESOURCES: tuple[AccessResource, ...] = ()
+RESOURCES: tuple[AccessResource, ...] = executions.RESOURCES
 """What permissions are about besides the kinds."""
 
-RUNTIME_ROUTERS: tuple[APIRouter, ...] = (agents.runtime_router,)
+RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
+    *identity.RUNTIME_ROUTERS,
+    *functions.RUNTIME_ROUTERS,
+    *executions.RUNTIME_ROUTERS,
+    agents.runtime_router,
+)
 """Mounted at the root."""
 
-MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (agents.management_router, crud_router(PROVIDER), config.router)
+MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
+    *identity.MANAGEMENT_ROUTERS,
+    *functions.MANAGEMENT_ROUTERS,
+    agents.management_router,
+    crud_router(PROVIDER),
+    config.router,
+)
 """Mounted at `/api/v1`."""
 
 TOOLSETS: tuple[Toolset, ...] = ()
-TASKS: Mapping[str, TaskHandler] = {}
-JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB}
+TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail}
+JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB}
 """Worker role → the job it works on."""
 
 LOOPS: tuple[Loop, ...] = (PURGE_LOOP,)
 """Run by the scheduler."""
 
-API_LOOPS: tuple[Loop, ...] = ()
+API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)
 """Run by every API process."""
 
 BOOTSTRAPS: tuple[Callable[[Runtime, Caller], Awaitable[None]], ...] = (bootstrap_providers, bootstrap_agents)
