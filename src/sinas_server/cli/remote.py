@@ -69,7 +69,7 @@ def _reason(content: bytes) -> str:
 def apply(server: Server, file: Path, *, dry_run: bool, force: bool) -> None:
     """Send the document with its variables filled in; print each change; exits 1 with the errors if there are any."""
     try:
-        text = fill(file.read_text(), file_lookup())
+        text = fill(file.read_text(), file_lookup(), file.parent)
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file} cannot be read: {error}")
     except DocumentError as error:

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sinas_server.config.files import loader
 from sinas_server.kernel.apply import Problem
 from sinas_server.kernel.declared import escaped
 
@@ -40,25 +42,28 @@ def api_lookup(environment: Mapping[str, str]) -> Lookup:
     return lambda name: environment.get(name) if name.startswith(API_PREFIX) else None
 
 
-def parse(text: str, lookup: Lookup, hint: str = "") -> Document:
-    """Read a document. Raises `DocumentError`; `hint` is added where a variable is missing."""
-    filled = _read(text, lookup, hint)
+def parse(text: str, lookup: Lookup, hint: str = "", base: Path | None = None) -> Document:
+    """Read a document. Raises `DocumentError`; `hint` is added where a variable is missing.
+
+    `base` is the folder of a document that may name files (see `files`).
+    """
+    filled = _read(text, lookup, hint, base)
     metadata = filled.get("metadata") or {}
     name = metadata.get("name") if isinstance(metadata, dict) else None
     return Document(str(name) if name else None, filled.get("spec") or {})
 
 
-def fill(text: str, lookup: Lookup) -> str:
-    """The document as YAML with its variables filled in, and escaped so that reading it changes nothing more.
+def fill(text: str, lookup: Lookup, base: Path) -> str:
+    """The document as YAML with its variables and files filled in, and escaped so that reading it changes nothing more.
 
     Raises `DocumentError`.
     """
-    return _dumped(escaped(_read(text, lookup, "")))
+    return _dumped(escaped(_read(text, lookup, "", base)))
 
 
-def _read(text: str, lookup: Lookup, hint: str) -> dict[Any, Any]:
+def _read(text: str, lookup: Lookup, hint: str, base: Path | None) -> dict[Any, Any]:
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=loader(base))  # noqa: S506 - a SafeLoader with two tags of ours
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DocumentError([Problem("$", f"not valid YAML: {' '.join(str(error).split())}")]) from error
     if not isinstance(raw, dict):

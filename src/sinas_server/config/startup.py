@@ -27,7 +27,7 @@ def file_lookup() -> Lookup:
 async def apply_file(runtime: Runtime, caller: Caller, path: Path) -> bool:
     """Apply a file on behalf of `caller`, all of it or nothing; problems are logged, and whether there were none."""
     try:
-        document = parse(await asyncio.to_thread(path.read_text), file_lookup())
+        document = parse(await asyncio.to_thread(path.read_text), file_lookup(), base=path.parent)
     except (OSError, UnicodeDecodeError) as error:
         problems = [Problem(str(path), f"cannot be read: {error}")]
     except DocumentError as error:
