@@ -3,6 +3,8 @@
 Every slice that offers tools has one in its `tools.py`; the catalog passes them all to the agent loop.
 """
 
+import hashlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +16,20 @@ from sinas_server.kernel.access import Caller
 
 if TYPE_CHECKING:
     from sinas_server.kernel.runtime import Runtime
+
+
+MAX_NAME = 64
+"""The longest tool name that providers take."""
+
+
+def tool_name(*parts: str) -> str:
+    """`namespace__name` in the alphabet of providers; one that is too long or not clear without a hash ends in one."""
+    plain = "__".join(parts)
+    safe = re.sub(r"[^a-zA-Z0-9_-]", "_", plain)
+    if safe == plain and len(safe) <= MAX_NAME and plain.split("__") == list(parts):
+        return safe
+    mark = hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
+    return f"{safe[: MAX_NAME - 9]}_{mark}"
 
 
 @dataclass(frozen=True)

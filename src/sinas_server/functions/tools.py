@@ -1,0 +1,139 @@
+"""Functions as the tools of agents."""
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import orjson
+import structlog
+from pydantic import JsonValue
+from sqlalchemy import select, tuple_
+
+from sinas_server.functions import execute
+from sinas_server.functions.execute import Order
+from sinas_server.functions.kind import FUNCTION, FunctionSpec
+from sinas_server.functions.parameters import fixed, shown_schema
+from sinas_server.functions.tables import ExecutionRow, Status, Trigger
+from sinas_server.identity.resolve import Principal, act_for
+from sinas_server.kernel import store
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
+from sinas_server.kernel.kind import reference
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.store import Resource
+from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, tool_name
+from sinas_server.kernel.unit import Db
+from sinas_server.kit.jinja import TemplateRenderError
+
+log = structlog.get_logger()
+PATIENCE_SECONDS = 60.0
+Where = tuple[str, str]
+
+
+class FunctionTools:
+    """`Toolset` of the functions that an agent enables."""
+
+    name = "functions"
+
+    async def get_tools(self, runtime: Runtime, caller: Caller, agent: AgentContext) -> list[Tool]:
+        """The agent's functions that are active and that its owner may execute now.
+
+        The owner's right counts: who may chat with an agent may have it do what it was made for. Whose data it works
+        on stays the caller's affair: the function's token carries the caller's rights.
+        """
+        wanted = [_where(text) for text in cast(Iterable[str], agent.enabled.get("enabled_functions") or ())]
+        if not wanted or agent.agent_owner is None:
+            return []
+        try:
+            owner = await act_for(runtime, Principal(agent.agent_owner), "system")
+        except UnauthorizedError:  # gone or deactivated
+            return []
+        async with runtime.database.unit() as db:
+            found = await _active(db, wanted)
+        usable = [
+            found[where]
+            for where in dict.fromkeys(wanted)
+            if where in found and owner.allows(FUNCTION.plural, "execute", found[where].owner_id, *where)
+        ]
+        return [tool for function in usable if (tool := _tool(function, agent)) is not None]
+
+    async def call_tool(
+        self,
+        runtime: Runtime,
+        caller: Caller,
+        tool: Tool,
+        arguments: Mapping[str, JsonValue],
+        identity: CallIdentity,
+    ) -> ToolResult:
+        """The function's result. Called again with the same identity, it waits for the execution there is."""
+        row = await execute.of_call(runtime, identity)
+        if row is None:
+            given = {**tool.defaults, **arguments, **tool.locked}
+            order = Order(trigger=Trigger.AGENT, input=given, waits=True, call=identity, location=("arguments",))
+            try:
+                async with runtime.database.unit() as db:
+                    function = (await _active(db, [_where(tool.target)])).get(_where(tool.target))
+                    if function is None:
+                        raise NotFoundError(f"{FUNCTION.called(*_where(tool.target))} does not exist any more")
+                    execution_id = await execute.start(db, runtime, caller, function, order)
+            except (NotFoundError, InvalidError, BadRequestError) as error:
+                return ToolResult(f"Error: {error.detail}", is_error=True)
+        else:
+            execution_id = row.id
+        while row is None or not row.has_stopped:
+            try:
+                row = await execute.wait(runtime, execution_id, PATIENCE_SECONDS)
+            except UnavailableError:
+                log.warning("waiting for the database", execution=str(execution_id))
+        return _told(row)
+
+
+def _where(text: str) -> Where:
+    ref = reference(FUNCTION.name, text, hard=False, field="")
+    return ref.namespace, ref.name
+
+
+async def _active(db: Db, wanted: Iterable[Where]) -> dict[Where, Resource[FunctionSpec]]:
+    """The active ones among these functions, by namespace and name."""
+    query = select(ResourceRow).where(
+        ResourceRow.kind == FUNCTION.name,
+        ResourceRow.deleted_at.is_(None),
+        ResourceRow.is_active,
+        tuple_(ResourceRow.namespace, ResourceRow.name).in_(list(wanted)),
+    )
+    return {(row.namespace, row.name): store.load(db, FUNCTION, row) for row in await db.scalars(query)}
+
+
+def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool | None:
+    """The function as a tool; None if a value that the agent gives it cannot be made."""
+    spec = function.spec
+    parameters = cast(Mapping[str, Mapping[str, JsonValue]], agent.enabled.get("function_parameters") or {})
+    templates = cast(Mapping[str, str], agent.enabled.get("status_templates") or {})
+    name = tool_name(function.namespace, function.name)
+    declared = parameters.get(function.ref) or (
+        parameters.get(function.name, {}) if function.namespace == "default" else {}
+    )
+    try:
+        given = fixed(declared, spec.input_schema, agent.input)
+    except TemplateRenderError as error:
+        log.warning("tool left out: a parameter cannot be rendered", function=function.ref, error=str(error))
+        return None
+    return Tool(
+        name=name,
+        description=spec.description or f"Function {function.ref}",
+        parameters=shown_schema(spec.input_schema, given),
+        toolset=FunctionTools.name,
+        target=function.ref,
+        requires_approval=spec.requires_approval,
+        locked=given.locked,
+        defaults=given.defaults,
+        status=templates.get(function.ref) or templates.get(name),
+    )
+
+
+def _told(row: ExecutionRow) -> ToolResult:
+    """What the model is told about an execution that has ended."""
+    if row.status != Status.COMPLETED:
+        return ToolResult(f"Error: {row.error or row.status}".replace("\x00", ""), is_error=True)
+    result = row.output_data
+    return ToolResult((result if isinstance(result, str) else orjson.dumps(result).decode()).replace("\x00", ""))
