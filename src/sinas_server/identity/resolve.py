@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -11,7 +11,6 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     Integer,
-    Row,
     Select,
     SQLColumnExpression,
     Text,
@@ -20,7 +19,7 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
-    literal,
+    literal_column,
     null,
     or_,
     select,
@@ -147,13 +146,13 @@ _PERMISSIONS = ApiKeyRow.permissions.label("key_permissions")
 
 BY_API_KEY = (
     _statement(ApiKeyRow.id, ApiKeyRow.id)
-    .add_columns(_PERMISSIONS, literal(0).label("depth"))
+    .add_columns(_PERMISSIONS, literal_column("0").label("depth"))
     .join_from(ApiKeyRow, UserRow, UserRow.id == ApiKeyRow.user_id)
     .where(ApiKeyRow.key_hash == bindparam("hash"), _KEY_IS_VALID)
 )
 BY_SESSION = (
     _statement(RefreshTokenRow.id, null())
-    .add_columns(literal(0).label("depth"))
+    .add_columns(null().label("key_permissions"), literal_column("0").label("depth"))
     .join_from(RefreshTokenRow, UserRow, UserRow.id == RefreshTokenRow.user_id)
     .where(
         RefreshTokenRow.id == bindparam("session_id"),
@@ -205,9 +204,9 @@ async def identify(runtime: Runtime, credentials: Credentials) -> Identified:
         raise UnauthorizedError(INVALID)
     if isinstance(said, SessionToken):
         parameters = {"session_id": said.session_id, "user_id": said.user_id}
-        return _identified(await runtime.database.read(BY_SESSION, parameters), "session")
+        return _identified(await runtime.database.lookup(BY_SESSION, parameters), "session")
     parameters = {"execution_id": said.execution_id, "token_id": said.token_id}
-    return _identified(await runtime.database.read(BY_EXECUTION, parameters), "function")
+    return _identified(await runtime.database.lookup(BY_EXECUTION, parameters), "function")
 
 
 async def authenticate(runtime: Runtime, credentials: Credentials) -> Caller:
@@ -223,11 +222,11 @@ async def act_for(runtime: Runtime, principal: Principal, via: Via) -> Caller:
         "owner_ids": list(principal.owner_ids),
         "depth": principal.depth,
     }
-    return _identified(await runtime.database.read(BY_PRINCIPAL, parameters), via).caller
+    return _identified(await runtime.database.lookup(BY_PRINCIPAL, parameters), via).caller
 
 
 async def _by_api_key(runtime: Runtime, key: str) -> Identified:
-    rows = await runtime.database.read(BY_API_KEY, {"hash": hash_token(runtime.settings.signing_key, key)})
+    rows = await runtime.database.lookup(BY_API_KEY, {"hash": hash_token(runtime.settings.signing_key, key)})
     identified = _identified(rows, "api_key")
     if identified.caller.api_key is not None:
         runtime.used_keys[identified.caller.api_key] = now()
@@ -239,7 +238,28 @@ def granted(permissions: Mapping[str, bool]) -> GrantSet:
     return grant_set(key for key, value in permissions.items() if value is True)
 
 
-def _identified(rows: Sequence[Row[*tuple[object, ...]]], via: Via) -> Identified:
+class _Found(Protocol):
+    """A row of the statements above."""
+
+    id: UUID
+    email: str
+    is_active: bool
+    external_auth_provider: str | None
+    external_auth_id: str | None
+    custom_fields: dict[str, JsonValue]
+    created_at: datetime
+    last_login_at: datetime | None
+    roles: list[str]
+    grants: list[str]
+    credential: UUID | None
+    key_id: UUID | None
+    key_permissions: dict[str, bool]
+    owner_ids: list[UUID] | None
+    owner_grants: list[list[str]] | None
+    depth: int
+
+
+def _identified(rows: Sequence[_Found], via: Via) -> Identified:
     if not rows:
         raise UnauthorizedError(INVALID)
     row = rows[0]

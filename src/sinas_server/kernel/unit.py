@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from sinas_server.backends.db import is_lost
+from sinas_server.backends.db.direct import DirectReader
 from sinas_server.kernel.access import Caller
 from sinas_server.kit.crypto import Sealer
 
@@ -37,6 +38,7 @@ class Database:
     def __init__(self, engine: AsyncEngine, sealer: Sealer) -> None:
         self.engine = engine
         self.sealer = sealer
+        self._direct = DirectReader(engine)
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
@@ -64,6 +66,16 @@ class Database:
                 raise
             return await self.rows(statement, parameters)
 
+    async def lookup(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any]:
+        """Like `read`, at a fraction of the cost, for the hottest statements: constants, compiled and prepared once."""
+        try:
+            return await self._direct.fetch(statement, parameters)
+        except DBAPIError as error:
+            if not is_lost(error):
+                raise
+            return await self._direct.fetch(statement, parameters)
+
     async def close(self) -> None:
         """Close every connection."""
+        await self._direct.close()
         await self.engine.dispose()
