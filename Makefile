@@ -3,11 +3,15 @@
 UV ?= scripts/uv
 RUN = $(UV) run --frozen
 
-.PHONY: up sync test lint format docs
+.PHONY: up demo sync test lint format docs
 
 up:  ## install what is missing and run everything in the foreground: `make up`, `make up PORT=9000`
 	@$(UV) sync --frozen --no-dev --inexact
 	@exec .venv/bin/sinas up $(if $(PORT),--port $(PORT)) $(ARGS)
+
+demo:  ## start, apply the example, chat with its agent, and leave the server running: `make demo`, `make demo PORT=9000`
+	@$(UV) sync --frozen --no-dev --inexact
+	@$(if $(PORT),PORT=$(PORT)) scripts/demo
 
 sync:  ## install everything that development needs
 	$(UV) sync --frozen

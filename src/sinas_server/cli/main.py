@@ -33,6 +33,12 @@ def up(port: Port = None, data_dir: DataDirectory = None) -> None:
 
 
 @app.command()
+def down(data_dir: DataDirectory = None) -> None:
+    """Stop what `sinas up` runs on this machine."""
+    server.down(settings_or_exit(sinas_data_dir=data_dir))
+
+
+@app.command()
 def doctor(port: Port = None, data_dir: DataDirectory = None) -> None:
     """Say what this machine lacks to run Sinas, and what to do about it."""
     server.doctor(settings_or_exit(port=port, sinas_data_dir=data_dir, sinas_mode="embedded"))
@@ -60,6 +66,12 @@ def worker_agents() -> None:
 def scheduler() -> None:
     """Run schedules and small tasks against given servers."""
     server.workers(settings_or_exit(), "scheduler")
+
+
+@app.command()
+def health(url: Url = None) -> None:
+    """Say whether a Sinas answers; exits 1 if it does not."""
+    remote.health(remote.address(url))
 
 
 @app.command()

@@ -41,14 +41,29 @@ class Server:
         return {"Authorization": f"Bearer {self.key}"}
 
 
+def address(url: str | None) -> str:
+    """Where the server is: as given, else SINAS_URL, else this machine."""
+    return (url or os.environ.get("SINAS_URL") or f"http://localhost:{settings_or_exit().port}").rstrip("/")
+
+
+def health(url: str) -> None:
+    """Print what the server says of itself; exits 1 if it does not answer or is not healthy."""
+    try:
+        answer = httpx2.get(f"{url}/health", timeout=5)
+    except httpx2.HTTPError as error:
+        fail(f"{url} does not answer: {error}")
+    say(answer.text)
+    if answer.is_error:
+        fail(f"{url} is not healthy")
+
+
 def connect(url: str | None, key: str | None) -> Server:
     """The server and key to use; exits 2 where no key can be found."""
     settings = settings_or_exit()
     found = key or os.environ.get("SINAS_API_KEY") or _admin_key(settings.sinas_data_dir / "admin-key")
     if not found:
         fail("no API key: pass --api-key, set SINAS_API_KEY, or run where the data directory is (SINAS_DATA_DIR)", 2)
-    address = url or os.environ.get("SINAS_URL") or f"http://localhost:{settings.port}"
-    return Server(address.rstrip("/"), found)
+    return Server(address(url), found)
 
 
 def _admin_key(path: Path) -> str:

@@ -1,5 +1,8 @@
 """Commands that run the platform: all of it on one machine, or one role against given servers."""
 
+import os
+import signal
+import time
 from collections.abc import Callable
 
 from pydantic import SecretStr
@@ -16,6 +19,8 @@ from sinas_server.backends.embedded.valkey import Valkey
 from sinas_server.cli.console import fail, log_to_terminal, say
 from sinas_server.settings import Settings, SettingsError
 
+STOP_SECONDS = 60
+
 
 def up(settings: Settings) -> None:
     """Run everything in the foreground until Ctrl-C. Exits 1 with the reason if that is not possible."""
@@ -24,7 +29,7 @@ def up(settings: Settings) -> None:
     try:
         with data.lock() as lock:
             _run_stack(settings, data, lock)
-    except InterruptedStartError:
+    except (InterruptedStartError, KeyboardInterrupt):
         fail("stopped before it was ready", 130)
     except EmbeddedError as error:
         fail(str(error))
@@ -86,6 +91,22 @@ def _greet(settings: Settings, data: DataDir) -> None:
     say(f"  Or use the administrator's API key in {data.admin_key}")
     say("  Ctrl-C stops everything.")
     say()
+
+
+def down(settings: Settings) -> None:
+    """Stop what `sinas up` runs in the data directory, and wait until it has ended."""
+    data = DataDir(settings.sinas_data_dir)
+    pid = data.holder() if data.lock_file.exists() else None
+    if pid is None:
+        say(f"nothing runs in {data.root}")
+        return
+    os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + STOP_SECONDS
+    while data.holder() == pid:
+        if time.monotonic() > until:
+            fail(f"process {pid} has not ended after {STOP_SECONDS} seconds")
+        time.sleep(0.1)
+    say("stopped")
 
 
 def doctor(settings: Settings) -> None:
