@@ -60,6 +60,7 @@ class Outcome:
 
     ending: Ending
     result: JsonValue = None
+    """Storable: what `kit.json.parse` accepts."""
     error: str | None = None
     """One line: the exception with its message, or which limit was hit and its value."""
     traceback: str | None = None

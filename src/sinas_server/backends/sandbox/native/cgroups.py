@@ -139,14 +139,13 @@ class Groups:
         """Keep an empty group for the next execution."""
         self._free.append(slot)
 
-    def close(self) -> None:
-        """Remove the groups of this process."""
-        for slot in self._free:
-            slot.remove()
+    def close(self) -> bool:
+        """Remove the groups of this process; False while one is still busy."""
         self._free.clear()
-        for parent in self._parents:
-            with contextlib.suppress(OSError):
-                (parent / self._own).rmdir()
+        own = [parent / self._own for parent in self._parents]
+        for group in own:
+            remove_tree(group)
+        return not any(group.exists() for group in own)
 
     def _sweep(self) -> None:
         """Remove what dead processes left."""

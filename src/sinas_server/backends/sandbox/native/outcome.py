@@ -97,8 +97,8 @@ def _parse(body: bytes | None) -> dict[str, JsonValue] | None:
         return None
     try:
         reply = parse(body)
-    except (BadJsonError, RecursionError):
-        return None
+    except BadJsonError as error:  # nested absurdly, NUL, lone surrogates; or not from our guest at all
+        return {"status": "error", "error": f"the result cannot be returned: {error}"}
     if not isinstance(reply, dict) or reply.get("status") not in _STATUS:
         return None
     return reply

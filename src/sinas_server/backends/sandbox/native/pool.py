@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from sinas_server.backends.sandbox import Limits, SandboxBusy, SandboxUnavailable, Stats
 from sinas_server.backends.sandbox.native.cgroups import Groups, Slot
-from sinas_server.backends.sandbox.native.zygote import Child, SpawnError, Zygote, ZygoteGoneError
+from sinas_server.backends.sandbox.native.zygote import Child, SpawnError, Zygote, ZygoteGoneError, readable
 
 PARALLEL_SPAWNS = 3
 FIRST_RETRY, LAST_RETRY = 0.05, 5.0
+CLOSE_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class Pool:
     async def _bury(self, member: Member) -> None:
         try:
             await asyncio.shield(member.child.exited)
+            await readable(member.child.pidfd)  # when the zygote itself was killed, its sandboxes die a little later
         finally:
             member.child.close()
             if member.slot is not None and self._groups is not None:
@@ -254,5 +256,7 @@ class Pool:
         await self._zygote.close()
         while self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
-        if self._groups is not None:
-            self._groups.close()
+        for _ in range(CLOSE_ATTEMPTS):
+            if self._groups is None or self._groups.close():
+                return
+            await asyncio.sleep(FIRST_RETRY)

@@ -60,6 +60,8 @@ def confine(level: Level, shape: Shape, descriptors: tuple[int, int, int], scrat
     read = ("/",) if level.namespaces else level.readable
     if level.landlock:
         landlock.restrict(level.landlock, read, (scratch, *WRITABLE_DEVICES))
+    if not level.namespaces:
+        seccomp.install(seccomp.own_signals(os.getpid()))
     seccomp.install(level.filter)
     _fresh_randomness()
     return listener

@@ -88,7 +88,6 @@ UNMEASURED_MEMORY = {  # memory that belongs to no process: denied where no cgro
     "semget": (64, 190),
 }
 SHARED_PROCESSES = {  # ways to reach other processes of the same user: denied where there is no PID namespace
-    "kill": (62, 129),
     "tkill": (200, 130),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
@@ -108,7 +107,32 @@ SHARED_PROCESSES = {  # ways to reach other processes of the same user: denied w
     "sched_setattr": (314, 274),
     "socket": (41, 198),
     "connect": (42, 203),
+    # Changes to files of the same user that Landlock does not see.
+    "truncate": (76, 45),
+    "chmod": (90, -1),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, -1),
+    "fchown": (93, 55),
+    "lchown": (94, -1),
+    "fchownat": (260, 54),
+    "utime": (132, -1),
+    "utimes": (235, -1),
+    "futimesat": (261, -1),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    "inotify_add_watch": (254, 27),
 }
+SIGNALS = {"kill": (62, 129), "tgkill": (234, 131)}  # without a PID namespace: to the process itself only
 FIRST_UNKNOWN = 470  # calls newer than this list fail with ENOSYS, as on an older kernel
 NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* flag of clone(2)
 CLONE_THREAD = 0x10000
@@ -130,7 +154,7 @@ class Filter:
     """A cgroup counts all memory of the process tree."""
 
 
-class _Program:
+class Program:
     """Classic BPF, one instruction at a time."""
 
     def __init__(self) -> None:
@@ -138,20 +162,25 @@ class _Program:
         self.length = 0
 
     def add(self, code: int, value: int, if_true: int = 0, if_false: int = 0) -> None:
+        """One instruction; the jumps count the instructions to skip."""
         self.code += struct.pack("HBBI", code, if_true, if_false, value)
         self.length += 1
 
     def fail(self, error: int) -> None:
+        """End here with an error number."""
         self.add(_RETURN, _ERRNO | error)
 
     def deny(self, number: int, error: int = errno.EPERM) -> None:
+        """Fail if this is the call; the call's number must be loaded."""
         self.add(_EQUAL, number, 0, 1)
         self.fail(error)
 
     def argument(self, index: int) -> None:
+        """Load the lower half of an argument."""
         self.add(_LOAD, _OFFSET_ARGUMENTS + 8 * index)
 
     def number(self) -> None:
+        """Load the number of the call."""
         self.add(_LOAD, _OFFSET_NUMBER)
 
 
@@ -166,7 +195,7 @@ def _denied_numbers(wanted: Filter) -> list[int]:
 
 def build(wanted: Filter) -> bytes:
     """The filter program for this architecture."""
-    program = _Program()
+    program = Program()
     program.add(_LOAD, _OFFSET_ARCH)
     program.add(_EQUAL, 0xC000003E if X86 else 0xC00000B7, 1, 0)
     program.add(_RETURN, _KILL_PROCESS)
@@ -186,7 +215,7 @@ def build(wanted: Filter) -> bytes:
     return program.code
 
 
-def _restrict_clone(program: _Program, *, threads_only: bool) -> None:
+def _restrict_clone(program: Program, *, threads_only: bool) -> None:
     program.add(_EQUAL, 56 if X86 else 220, 0, 6 if threads_only else 4)
     program.argument(0)
     program.add(_ANY_BIT, NEW_NAMESPACES, 0, 1)
@@ -197,7 +226,7 @@ def _restrict_clone(program: _Program, *, threads_only: bool) -> None:
     program.number()
 
 
-def _restrict_socket(program: _Program) -> None:
+def _restrict_socket(program: Program) -> None:
     program.add(_EQUAL, 41 if X86 else 198, 0, 6)
     program.argument(0)
     program.add(_EQUAL, AF_UNIX, 3, 0)
@@ -207,7 +236,7 @@ def _restrict_socket(program: _Program) -> None:
     program.number()
 
 
-def _restrict_ioctl(program: _Program) -> None:
+def _restrict_ioctl(program: Program) -> None:
     program.add(_EQUAL, 16 if X86 else 29, 0, 5)
     program.argument(1)
     program.add(_EQUAL, TIOCSTI, 1, 0)
@@ -216,13 +245,27 @@ def _restrict_ioctl(program: _Program) -> None:
     program.number()
 
 
-def _restrict_prlimit(program: _Program) -> None:
+def _restrict_prlimit(program: Program) -> None:
     """Only for the process itself (pid 0): without a PID namespace the platform's own processes have pids too."""
     program.add(_EQUAL, 302 if X86 else 261, 0, 4)
     program.argument(0)
     program.add(_EQUAL, 0, 1, 0)
     program.fail(errno.EPERM)
     program.number()
+
+
+def own_signals(pid: int) -> bytes:
+    """A further filter: signals only to this process."""
+    program = Program()
+    program.number()
+    for numbers in SIGNALS.values():
+        program.add(_EQUAL, numbers[0 if X86 else 1], 0, 4)
+        program.argument(0)
+        program.add(_EQUAL, pid, 1, 0)
+        program.fail(errno.EPERM)
+        program.number()
+    program.add(_RETURN, _ALLOW)
+    return program.code
 
 
 def install(code: bytes) -> None:

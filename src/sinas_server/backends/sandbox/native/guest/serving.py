@@ -29,6 +29,9 @@ STANDARD_PRELOAD = (
 )
 """What user code imports most: loaded once and shared by all sandboxes."""
 
+MINIMUM_LANDLOCK = 3
+"""Where Landlock is the main layer: earlier ones let files be truncated."""
+
 
 class Spawn(TypedDict):
     """A request for one more sandbox."""
@@ -100,8 +103,8 @@ def _warm() -> None:
 
 def _level(config: zygote.Config) -> confine.Level:
     abi = landlock.version()
-    if not config["namespaces"] and not abi:
-        raise OSError(errno.ENOSYS, "neither user namespaces nor Landlock are available")
+    if not config["namespaces"] and abi < MINIMUM_LANDLOCK:
+        raise OSError(errno.ENOSYS, f"Landlock {MINIMUM_LANDLOCK} (Linux 6.2) is needed, the kernel has {abi}")
     wanted = seccomp.Filter(own_processes=config["namespaces"], memory_counted=config["memory_counted"])
     sources = tuple(os.path.realpath(source) for source, _ in config["tree"]["mounts"])
     devices = tuple(f"/dev/{name}" for name in rootfs.DEVICES)

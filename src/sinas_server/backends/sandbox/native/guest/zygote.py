@@ -4,6 +4,7 @@ The host starts it as `python -I -S -B -X utf8 -c "..."` with the descriptor of 
 messages with it (see `serving.py`). It is single-threaded and never holds a secret.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -57,7 +58,8 @@ def main(fd: int) -> NoReturn:
 
         serving.serve(control, config)
     except OSError as error:
-        control.send(json.dumps({"failed": str(error)}).encode())
+        with contextlib.suppress(OSError):  # the host went away
+            control.send(json.dumps({"failed": str(error)}).encode())
     os._exit(1)
 
 

@@ -1,0 +1,64 @@
+"""Every attack fails: as the user who runs the tests, as an ordinary user, and where namespaces are forbidden."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.backends.sandbox import ordinary_user
+from tests.security import sandbox_attack_run
+from tests.security.sandbox_attacks import Host, attacks
+
+ATTACKS = {attack.name: attack for attack in attacks(Host(1, "x", Path("/x")))}
+ROOT = Path(__file__).parent.parent.parent
+NAMESPACES = {"namespaces", "namespaces+cgroups"}
+LEVELS = {
+    "own": {"namespaces+cgroups"} if os.geteuid() == 0 else NAMESPACES,
+    "ordinary": NAMESPACES,
+    "landlock": {"landlock"},
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    mode: str
+    level: str
+    answers: dict[str, dict[str, object]]
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def report(request: pytest.FixtureRequest) -> Iterator[Report]:
+    """All answers of one mode."""
+    with tempfile.TemporaryDirectory(prefix="sinas-test-") as home:  # pytest's own directories are closed to others
+        Path(home).chmod(0o755)
+        found = json.loads(output(request.param, home))
+    yield Report(request.param, found["level"], found["answers"])
+
+
+def output(mode: str, home: str) -> str:
+    command = [sys.executable, sandbox_attack_run.__file__]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    if mode != "own":
+        command = [sys.executable, ordinary_user.__file__, home, sandbox_attack_run.__file__]
+    if mode == "landlock":
+        environment["WITHOUT_NAMESPACES"] = "1"
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=110)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_level_is_the_strongest_that_works(report: Report) -> None:
+    assert report.level in LEVELS[report.mode]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack_fails(report: Report, name: str) -> None:
+    if ATTACKS[name].namespaces and report.mode == "landlock":
+        pytest.skip("needs namespaces; what holds without them is told by the other attacks")
+    assert ATTACKS[name].holds(report.answers[name]), report.answers[name]
