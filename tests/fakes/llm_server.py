@@ -8,7 +8,7 @@ It speaks, always streaming:
     POST /ollama/v1/chat/completions    Ollama            endpoint http://127.0.0.1:9000/ollama
     POST /mistral/v1/chat/completions   Mistral           endpoint http://127.0.0.1:9000/mistral
     POST /v1/messages                   Anthropic         endpoint http://127.0.0.1:9000
-    GET  .../v1/models, /ollama/api/tags                  the names in MODELS
+    GET  .../v1/models, /ollama/api/tags                  the names in llm_wire.MODELS; 503 under /broken
 
 What it answers is a list of replies (`Reply`; JSON in the control calls). For each request the first reply whose `when`
 is in the last message, and whose `after_tool` agrees with whether that message is a tool result, is used and
@@ -17,7 +17,7 @@ consumed (`times` says how often; null = always). With none left it sends `Reply
     POST   /control/replies    [{"text": "Hi", "chunks": 20}, {"status": 429, "error": "slow down"}]   append
     PUT    /control/default    {"text": "Hello", "chunks": 20}
     POST   /control/release    let every answer that waits at `hold_after` go on
-    GET    /control/requests   [{"path", "headers", "body", "finished", "closed_early"}] in order of arrival
+    GET    /control/requests   [{"path", "headers", "body", "held", "finished", "closed_early"}] as they came
     DELETE /control            forget replies, default and requests
 
 In a test's own event loop: `async with FakeLLM() as fake: fake.replies.append(Reply(...)); fake.url; fake.requests`.
@@ -33,7 +33,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from tests.fakes.llm_wire import error_body, model_list, stream_events
+from tests.fakes.llm_wire import error_body, model_list, stream_error, stream_events
 
 Provider = Literal["openai", "anthropic", "mistral", "ollama"]
 
@@ -64,13 +64,16 @@ class Reply(BaseModel):
     chunk_size: int = 8
     delay: float = 0  # seconds before the first byte
     pause: float = 0  # seconds between events
-    split_at: int | None = None  # cut the stream's bytes into two writes here
-    split_every: int | None = None  # or into writes of so many bytes
-    cut_after: int | None = None  # close the connection after so many bytes of the stream
+    split_every: int | None = None  # write the stream in pieces of so many bytes
+    split_at: int | None = None  # and the first piece of so many
+    cut_after: int | None = None  # end after so many bytes of the stream
+    cut_clean: bool = False  # end as if that were all, instead of breaking the connection
+    fail_after: int | None = None  # report `error` inside the stream after so many events
     hold_after: int | None = None  # wait for /control/release after so many events
 
     status: int = 200
     error: str = "something went wrong"  # `{key}` is replaced by the key that was sent
+    error_code: str | None = None  # the machine's word for it
 
     when: str = ""
     after_tool: bool | None = None
@@ -84,6 +87,7 @@ class Request:
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    held: bool = False  # waits at `hold_after`
     finished: bool = False
     closed_early: bool = False
 
@@ -150,6 +154,8 @@ class FakeLLM:
         if path.startswith("/control"):
             return await _send(writer, 200, self._control(method, path, raw))
         provider = _provider(path, headers)
+        if path.startswith("/broken"):
+            return await _send(writer, 503, error_body(provider, Reply(status=503), "no list today"))
         if method == "GET":
             return await _send(writer, 200, model_list(provider, tags=path.endswith("/api/tags")))
         request = Request(path, headers, json.loads(raw))
@@ -159,7 +165,7 @@ class FakeLLM:
         if reply.status != 200:
             key = headers.get("authorization", "").removeprefix("Bearer ")
             request.finished = True
-            return await _send(writer, reply.status, error_body(provider, reply.status, reply.error.format(key=key)))
+            return await _send(writer, reply.status, error_body(provider, reply, reply.error.format(key=key)))
         return await self._stream(reader, writer, request, reply, provider)
 
     async def _stream(
@@ -185,7 +191,7 @@ class FakeLLM:
         finally:
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-        if reply.cut_after is not None:
+        if reply.cut_after is not None and not reply.cut_clean:
             return False
         request.finished = True
         writer.write(b"0\r\n\r\n")
@@ -197,12 +203,13 @@ class FakeLLM:
     ) -> AsyncIterator[bytes]:
         """The writes: one per event, unless the reply asks for other cuts."""
         events = stream_events(provider, request.body, reply)
+        if reply.fail_after is not None:
+            events = [*events[: reply.fail_after], stream_error(provider, reply.error)]
         if reply.split_every or reply.split_at or reply.cut_after is not None:
             whole = b"".join(events)[: reply.cut_after]
-            size = reply.split_every or reply.split_at or len(whole) or 1
-            stops = [size] if reply.split_at else range(size, len(whole), size)
+            size = reply.split_every or len(whole) or 1
             start = 0
-            for stop in [*stops, len(whole)]:
+            for stop in [*range(reply.split_at or size, len(whole), size), len(whole)]:
                 if whole[start:stop]:
                     yield whole[start:stop]
                 start = stop
@@ -210,7 +217,10 @@ class FakeLLM:
         for index, event in enumerate(events):
             if index == reply.hold_after:
                 released = asyncio.ensure_future(self._released.wait())
-                await asyncio.wait({released, gone}, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {released, gone}
+                request.held = True
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                request.held = False
                 released.cancel()
             yield event
 

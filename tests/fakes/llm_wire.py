@@ -103,13 +103,22 @@ def _anthropic(model: str, reply: "Reply") -> Iterator[dict[str, Any]]:
     yield {"type": "message_stop"}
 
 
-def error_body(provider: "Provider", status: int, text: str) -> dict[str, Any]:
+def error_body(provider: "Provider", reply: "Reply", text: str) -> dict[str, Any]:
     """An error as the provider writes it."""
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "api_error")
-    if provider == "mistral":
-        return {"object": "error", "message": text, "type": kind, "param": None, "code": "1000"}
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(reply.status, "api_error")
     error = {"type": kind, "message": text}
-    return {"type": "error", "error": error} if provider == "anthropic" else {"error": {**error, "code": None}}
+    if provider == "anthropic":
+        return {"type": "error", "error": error}
+    if provider == "mistral":
+        return {"object": "error", **error, "param": None, "code": reply.error_code or "1000"}
+    return {"error": {**error, "code": reply.error_code}}
+
+
+def stream_error(provider: "Provider", text: str) -> bytes:
+    """An overload reported inside a stream that had begun well."""
+    if provider == "anthropic":
+        return sse({"type": "error", "error": {"type": "overloaded_error", "message": text}}, "error")
+    return sse({"error": {"type": "server_error", "message": text, "code": None}})
 
 
 def model_list(provider: "Provider", *, tags: bool) -> dict[str, Any]:
@@ -121,8 +130,8 @@ def model_list(provider: "Provider", *, tags: bool) -> dict[str, Any]:
             {"type": "model", "id": name, "display_name": name, "created_at": "2026-01-01T00:00:00Z"} for name in MODELS
         ]
         return {"data": data, "has_more": False, "first_id": MODELS[0], "last_id": MODELS[-1]}
-    data = [
+    entries: list[dict[str, object]] = [
         {"id": name, "object": "model", "created": 1700000000, "owned_by": "fake", "capabilities": {}}
         for name in MODELS
     ]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": entries}

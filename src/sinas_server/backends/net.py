@@ -98,10 +98,10 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         try:
             async with asyncio.timeout(timeout):
                 addresses = await resolve(host, port)
-        except TimeoutError as error:
-            raise httpcore2.ConnectTimeout(f"looking up {host} took too long") from error
+        except TimeoutError:
+            raise httpcore2.ConnectTimeout(f"looking up {host} took too long") from None
         except OSError as error:
-            raise httpcore2.ConnectError(f"{host} cannot be resolved: {error.strerror}") from error
+            raise httpcore2.ConnectError(f"{host} cannot be resolved: {error.strerror}") from None
         for address in addresses:
             _require(address, host, self._refuse)
         failure: Exception = httpcore2.ConnectError(f"{host} has no address")

@@ -3,10 +3,13 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import httpx2
 import pytest
+from pydantic import JsonValue
 
 from sinas_server.backends.llm import (
     Answer,
@@ -19,8 +22,10 @@ from sinas_server.backends.llm import (
     ToolCall,
     ToolMessage,
     UserMessage,
+    openai,
 )
 from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.options import ProviderOptions, endpoint_of
 from tests.backends.llm.asking import KEY, WEATHER, ask, collect, failure, text, thinking
 from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
 
@@ -169,7 +174,11 @@ async def test_a_native_form_of_another_version_is_ignored(fake: FakeLLM, model:
 
 
 async def test_output_schema_is_enforced_or_told(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
-    schema = {"type": "object", "properties": {"total": {"type": "number"}}, "required": ["total"]}
+    schema: dict[str, JsonValue] = {
+        "type": "object",
+        "properties": {"total": {"type": "number"}},
+        "required": ["total"],
+    }
     fake.replies.append(Reply(text='{"total": 3}'))
     _, answer = await collect(model, replace(ask(), output_schema=schema))
     assert answer.text == '{"total": 3}'
@@ -191,7 +200,12 @@ async def test_lists_models(fake: FakeLLM, model: LanguageModel) -> None:
 
 
 async def test_options_reach_the_provider(fake: FakeLLM, provider: Provider) -> None:
-    options = {"max_tokens": 5, "organization_id": "org-1", "headers": {"X-Team": "blue"}, "unknown": True}
+    options: dict[str, JsonValue] = {
+        "max_tokens": 5,
+        "organization_id": "org-1",
+        "headers": {"X-Team": "blue"},
+        "unknown": True,
+    }
     model = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
     await collect(model, ask())
     sent = fake.requests[0]
@@ -200,6 +214,22 @@ async def test_options_reach_the_provider(fake: FakeLLM, provider: Provider) -> 
     if provider == "openai":
         assert sent.headers["openai-organization"] == "org-1"
     await model.close()
+
+
+async def test_thinking_can_be_asked_for(fake: FakeLLM) -> None:
+    model = open_model(ProviderConfig("anthropic", KEY, fake.endpoint("anthropic"), {"thinking": "low"}))
+    await collect(model, replace(ask(), model="claude-haiku-5-5"))
+    body = fake.requests[0].body
+    assert body["thinking"]["type"] in {"enabled", "adaptive"}
+    await model.close()
+
+
+def test_openai_itself_gets_its_newer_names() -> None:
+    config = ProviderConfig("openai", KEY)
+    connection = openai.connect(config, endpoint_of(config), ProviderOptions(), httpx2.AsyncClient())
+    profile = connection.model("gpt-4o").profile
+    assert profile.get("openai_chat_supports_max_completion_tokens", True)
+    assert profile.get("openai_chat_streaming_requires_finish_reason")
 
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
@@ -236,9 +266,16 @@ async def test_media_is_sent_or_refused(fake: FakeLLM, model: LanguageModel, pro
         assert fake.requests == []
 
 
-async def test_media_that_is_not_base64_is_refused(fake: FakeLLM, model: LanguageModel) -> None:
-    error = await failure(model, ask(UserMessage((MediaPart("image", "image/png", "%%%"),))))
-    assert "not base64" in str(error)
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (MediaPart("image", "image/png", "%%%"), "not base64"),
+        (MediaPart("file", "text/csv", base64.b64encode(b"\xff").decode(), filename="a.csv"), "a.csv .* is not UTF-8"),
+        (MediaPart("image", "image/tiff"), "image/tiff by URL|neither data nor a URL"),
+    ],
+)
+async def test_media_that_cannot_be_read(model: LanguageModel, part: MediaPart, reason: str) -> None:
+    assert re.search(reason, str(await failure(model, ask(UserMessage((part,))))))
 
 
 async def test_one_connection_serves_many_requests(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:

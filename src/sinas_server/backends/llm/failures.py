@@ -38,9 +38,11 @@ def words(body: object) -> str:
 
 def chain(error: BaseException) -> list[BaseException]:
     """An error and everything under it, the first cause last."""
-    found: list[BaseException] = [error]
-    while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
         found.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return found
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from xml.sax.saxutils import quoteattr
 
 import pydantic_ai.messages as ai
 from pydantic import JsonValue, ValidationError
@@ -113,7 +114,7 @@ def _inlined(part: MediaPart, data: bytes) -> str:
         content = data.decode()
     except UnicodeDecodeError as error:
         raise ProviderError(f"the file {part.filename or 'content'} of type {part.media_type} is not UTF-8") from error
-    return f'<file name="{part.filename or "file"}" type="{part.media_type}">\n{content}\n</file>'
+    return f"<file name={quoteattr(part.filename or 'file')} type={quoteattr(part.media_type)}>\n{content}\n</file>"
 
 
 def _response(message: AssistantMessage, dialect: Dialect) -> ai.ModelResponse:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import httpx2
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from sinas_server.backends.llm import ProviderConfig, ProviderError
 from sinas_server.backends.llm.failures import answered, unreachable
@@ -19,8 +19,7 @@ class _Entry(BaseModel):
 
 
 class _Listing(BaseModel):
-    data: list[_Entry] = []
-    models: list[_Entry] = []
+    entries: list[_Entry] = Field(validation_alias=AliasChoices("data", "models"))
 
 
 def _address(config: ProviderConfig, endpoint: str) -> str:
@@ -50,5 +49,5 @@ async def list_models(
         listing = _Listing.model_validate_json(response.content)
     except ValidationError:
         raise ProviderError(f"{config.type} did not answer with a list of models", retryable=True) from None
-    names = (entry.id or entry.name for entry in (*listing.data, *listing.models))
+    names = (entry.id or entry.name for entry in listing.entries)
     return sorted({name for name in names if name})

@@ -51,9 +51,11 @@ class ModelPool:
             await self._shrink(self._limit)
 
     async def _shrink(self, limit: int) -> None:
-        idle = [key for key, entry in self._entries.items() if entry.users == 0]
-        for key in idle[: max(0, len(self._entries) - limit)]:
-            await self._entries.pop(key).model.close()
+        while len(self._entries) > limit:
+            idle = next((key for key, entry in self._entries.items() if entry.users == 0), None)
+            if idle is None:
+                return
+            await self._entries.pop(idle).model.close()
 
     async def close(self) -> None:
         """Close every model that is not in use."""
