@@ -1,34 +1,25 @@
-"""What every test may ask for: real servers, started once per session and per xdist worker."""
+"""What every test may ask for: real servers, started once per session, and the whole application on them."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from pydantic import SecretStr
-from redis.asyncio import Redis
 from sqlalchemy import create_engine, text
 
-from sinas_server.backends.db import open_engine
+from sinas_server.app import create_app
 from sinas_server.backends.embedded import embedded_servers
-from sinas_server.backends.mail.outbox import OutboxMailer
-from sinas_server.backends.queue.redis import RedisWake
-from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
 from sinas_server.identity.bootstrap import bootstrap
-from sinas_server.identity.mail import MAIL_TASK, send_mail
-from sinas_server.identity.reference import ADMINS, GUESTS, RESOURCES, USERS
-from sinas_server.identity.resolve import authenticate
-from sinas_server.identity.routers import MANAGEMENT_ROUTERS, RUNTIME_ROUTERS
-from sinas_server.kernel.http import install_error_handlers
-from sinas_server.kernel.kind import Kind
+from sinas_server.identity.reference import ADMINS, GUESTS, USERS
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import Base
-from sinas_server.kernel.unit import Database
-from sinas_server.kit.crypto import Sealer
+from sinas_server.roles import open_runtime
 from sinas_server.settings import Settings
+from tests.live import Live, running
 from tests.people import Person, http_client, make_person
 
 ENCRYPTION_KEY = Fernet.generate_key().decode()
@@ -78,52 +69,27 @@ def settings(tables: str, redis_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def kinds() -> Mapping[str, Kind[Any]]:
-    """The kinds that the runtime knows; override to add some."""
-    return {}
-
-
-@pytest.fixture
-async def runtime(settings: Settings, kinds: Mapping[str, Kind[Any]]) -> AsyncIterator[Runtime]:
+async def runtime(settings: Settings) -> AsyncIterator[Runtime]:
     """A runtime on the real servers: empty tables but for what every installation starts with."""
-    sealer = Sealer(settings.encryption_keys)
-    assert settings.database_url is not None
-    database = Database(open_engine(settings.database_url.get_secret_value()), sealer)
-    redis = Redis.from_url(settings.redis_url.get_secret_value())
-    await redis.flushdb()
-    names = ", ".join(table.name for table in Base.metadata.sorted_tables)
-    await database.rows(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
-    made = Runtime(
-        settings=settings,
-        database=database,
-        signals=RedisSignals(redis),
-        streams=RedisStreams(redis),
-        wake=RedisWake(redis),
-        redis=redis,
-        mailer=OutboxMailer(settings.sinas_data_dir / "outbox", "example.com"),
-        authenticate=authenticate,
-        kinds=kinds,
-        resources=RESOURCES,
-        tasks={MAIL_TASK: send_mail},
-        worker_name="test",
-    )
-    await bootstrap(made)
-    yield made
-    await database.close()
-    await redis.aclose()
+    async with open_runtime(settings, "test") as made:
+        await made.redis.flushdb()
+        names = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        await made.database.rows(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+        await bootstrap(made)
+        yield made
 
 
 @pytest.fixture
-def app(runtime: Runtime) -> FastAPI:
-    """The application with the routes of identity."""
-    made = FastAPI()
-    made.state.runtime = runtime
-    install_error_handlers(made)
-    for router in RUNTIME_ROUTERS:
-        made.include_router(router)
-    for router in MANAGEMENT_ROUTERS:
-        made.include_router(router, prefix="/api/v1")
-    return made
+async def app(settings: Settings, runtime: Runtime) -> AsyncIterator[FastAPI]:
+    """The whole application, started."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Runtime]:
+        yield runtime
+
+    made = create_app(settings, opened)
+    async with made.router.lifespan_context(made):
+        yield made
 
 
 @pytest.fixture
@@ -155,3 +121,10 @@ async def guest(runtime: Runtime, app: FastAPI) -> AsyncIterator[Person]:
     person = await make_person(runtime, app, [GUESTS])
     async with person.http:
         yield person
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A real Sinas, started by `sinas up`, for the tests that use it from outside."""
+    with running(tmp_path_factory.mktemp("live") / "data") as started:
+        yield started

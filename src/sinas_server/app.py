@@ -151,7 +151,7 @@ def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str
     return app
 
 
-def create_app(settings: Settings, open_runtime: OpenRuntime) -> ASGIApp:
+def create_app(settings: Settings, open_runtime: OpenRuntime) -> FastAPI:
     """The whole HTTP application; `open_runtime` is entered when the server starts."""
     management = _api(
         "Sinas management API",

@@ -15,6 +15,7 @@ from sinas_server.functions.kind import FUNCTION
 from sinas_server.identity import routers as identity
 from sinas_server.identity.key_uses import KEY_USE_LOOP
 from sinas_server.identity.mail import MAIL_TASK, send_mail
+from sinas_server.identity.reference import RESOURCES as PEOPLE
 from sinas_server.kernel.access import AccessResource, Caller
 from sinas_server.kernel.job import AnyJob
 from sinas_server.kernel.kind import AnyKind
@@ -30,7 +31,7 @@ from sinas_server.providers.kind import PROVIDER
 KINDS: tuple[AnyKind, ...] = (PROVIDER, FUNCTION, AGENT)
 """In the order in which they are applied: what is referred to comes first."""
 
-RESOURCES: tuple[AccessResource, ...] = executions.RESOURCES
+RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES)
 """What permissions are about besides the kinds."""
 
 RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
