@@ -103,20 +103,25 @@ class Groups:
     def __init__(self, parents: list[Path], version: int) -> None:
         self._parents = parents
         self._version = version
-        self._own = f"{os.getpid()}-{_start_time(os.getpid())}"
+        self._own = self.own_name()
         self._free: list[Slot] = []
         self._made = 0
         self._sweep()
         for parent in parents:
-            (parent / self._own).mkdir(parents=True, exist_ok=True)
+            own = parent / self._own
+            own.mkdir(parents=True, exist_ok=True)
             if version == 2:
                 _delegate(parent)
-                _delegate(parent / self._own)
+                _delegate(own)
 
-    @property
-    def version(self) -> int:
-        """1 or 2."""
-        return self._version
+    @staticmethod
+    def own_name() -> str:
+        """The name of this process' groups."""
+        return f"{os.getpid()}-{_start_time(os.getpid())}"
+
+    def own_directories(self) -> list[Path]:
+        """Where the groups of this process are, one directory per hierarchy."""
+        return [parent / self._own for parent in self._parents]
 
     def take(self, limits: Limits) -> Slot:
         """A group with these limits, for one execution. Raises `OSError`."""
@@ -142,7 +147,7 @@ class Groups:
     def close(self) -> bool:
         """Remove the groups of this process; False while one is still busy."""
         self._free.clear()
-        own = [parent / self._own for parent in self._parents]
+        own = self.own_directories()
         for group in own:
             remove_tree(group)
         return not any(group.exists() for group in own)

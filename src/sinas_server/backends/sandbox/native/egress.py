@@ -20,8 +20,7 @@ CONNECT_SECONDS = 30.0
 MAX_CONNECTIONS = 64
 CHUNK = 1 << 16
 HEAD_LIMIT = 1 << 16
-PLATFORM_ADDRESS = "192.0.2.1"
-"""What the platform's host names resolve to inside: an address that exists nowhere (RFC 5737)."""
+LOOPBACK = "127.0.0.1"
 
 Resolve = Callable[[str, int], Awaitable[list[Address]]]
 
@@ -101,11 +100,12 @@ class Policy:
         reasons: list[str] = []
         allowed: list[Address] = []
         for address in found:
-            reason = self._refusal(egress, embedded_ipv4(address), port, named=named)
+            real = embedded_ipv4(address)
+            reason = self._refusal(egress, real, port, named=named)
             if reason is None:
                 allowed.append(address)
             else:
-                reasons.append(f"{address} is {reason}")
+                reasons.append(f"{real} is {reason}")
         if not allowed:
             raise RefusedError(f"egress to {host} is not permitted: {', '.join(reasons)}")
         return allowed
@@ -155,7 +155,6 @@ class EgressProxy:
         self._egress = egress
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._known: dict[str, list[Address]] = {}
         self._loop.add_reader(listener.fileno(), self._accept)
 
     def close(self) -> None:
@@ -221,22 +220,19 @@ class EgressProxy:
     async def _resolve(self, name: str) -> bytes:
         host = name.lower().rstrip(".")
         if self._policy.knows_platform_name(host):
-            return _success(PLATFORM_ADDRESS)
-        addresses = await self._addresses(host, 0)
+            return _success(LOOPBACK)
+        addresses = await self._policy.addresses(self._egress, host, 0)
         return _success("\n".join(map(str, addresses)))
-
-    async def _addresses(self, host: str, port: int) -> list[Address]:
-        return await self._policy.addresses(self._egress, host, port)
 
     async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the very address that was checked."""
         if self._policy.is_platform(host, port):
-            return await asyncio.open_connection("127.0.0.1", self._policy.platform_port)
+            return await asyncio.open_connection(LOOPBACK, self._policy.platform_port)
         if self._policy.knows_platform_name(host):
             raise RefusedError(f"egress to {host}:{port} is not permitted: only the platform's API is there")
         async with asyncio.timeout(CONNECT_SECONDS):
             failure: OSError = ConnectionRefusedError("no address")
-            for address in await self._addresses(host, port):
+            for address in await self._policy.addresses(self._egress, host, port):
                 try:
                     return await asyncio.open_connection(str(address), port)
                 except OSError as error:

@@ -96,11 +96,16 @@ def without_namespaces(guest: Config, config: SandboxConfig) -> Config:
 
 async def start_zygote(interpreter: Interpreter, config: Config) -> Zygote:
     """A zygote, without the packages that turn out to leave threads. Raises `SandboxUnavailable`."""
+    left_out: dict[str, str | None] = {}
     while True:
         try:
-            return await start(interpreter.executable, config)
+            zygote = await start(interpreter.executable, config)
         except LeavesThreadsError as error:
             config["preload"].remove(str(error))
+            left_out[str(error)] = "it leaves threads running"
+        else:
+            zygote.started.preload.update(left_out)
+            return zygote
 
 
 async def survey(config: SandboxConfig) -> tuple[Ground, Zygote]:

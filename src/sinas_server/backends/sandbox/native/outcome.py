@@ -84,6 +84,8 @@ def _cause(seen: Evidence) -> str:
     if seen.broken or seen.reply is not None:
         return "the sandbox sent something that is not a result"
     ended = seen.exit
+    if ended is not None and ended.restarted:
+        return "the sandbox was restarted while this ran"
     if ended is not None and ended.signal is not None:
         name = signal.Signals(ended.signal).name if ended.signal in set(signal.Signals) else str(ended.signal)
         hint = {"SIGSEGV": ": a crash in native code or a stack overflow", "SIGKILL": ", for example at the CPU limit"}

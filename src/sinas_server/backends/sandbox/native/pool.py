@@ -59,7 +59,7 @@ class Pool:
         self._limits = limits
         self._groups = groups
         self._new_zygote = new_zygote
-        self._zygote = zygote
+        self.zygote = zygote
         self._idle: deque[Member] = deque()
         self._waiting: deque[asyncio.Future[Member]] = deque()
         self._in_use = 0
@@ -72,7 +72,7 @@ class Pool:
 
     async def start(self) -> None:
         """Make the first sandboxes. Raises `SandboxUnavailable`."""
-        self._zygote.on_death(self._wake.set)
+        self.zygote.on_death(self._wake.set)
         self._spawn_task(self._keep_full())
         while len(self._idle) < min(self._size.min_size, self._size.max_size):
             if self._problem:
@@ -176,7 +176,7 @@ class Pool:
         retry = FIRST_RETRY
         while not self._closed:
             self._wake.clear()
-            if not self._zygote.alive:
+            if not self.zygote.alive:
                 try:
                     await self._renew()
                     retry = FIRST_RETRY
@@ -191,9 +191,9 @@ class Pool:
             await self._wake.wait()
 
     async def _renew(self) -> None:
-        await self._zygote.close()
-        self._zygote = await self._new_zygote()
-        self._zygote.on_death(self._wake.set)
+        await self.zygote.close()
+        self.zygote = await self._new_zygote()
+        self.zygote.on_death(self._wake.set)
 
     async def _add(self) -> None:
         member: Member | None = None
@@ -229,7 +229,7 @@ class Pool:
             self._retire(member)
 
     async def _make(self, limits: Limits) -> Member:
-        child = await self._zygote.spawn(limits)
+        child = await self.zygote.spawn(limits)
         if self._groups is None:
             return Member(child, None, limits)
         slot: Slot | None = None
@@ -253,7 +253,7 @@ class Pool:
                 waiting.set_exception(SandboxUnavailable("the sandbox is closed"))
         while self._idle:
             self._retire(self._idle.popleft())
-        await self._zygote.close()
+        await self.zygote.close()
         while self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
         for _ in range(CLOSE_ATTEMPTS):

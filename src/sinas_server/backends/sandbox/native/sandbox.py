@@ -4,6 +4,7 @@ import asyncio
 import shutil
 
 from sinas_server.backends.sandbox import OnOutput, Outcome, SandboxUnavailable, Stats, Task
+from sinas_server.backends.sandbox.native.cgroups import Groups
 from sinas_server.backends.sandbox.native.config import GUEST_PLATFORM_HOST, GUEST_PLATFORM_PORT, SandboxConfig
 from sinas_server.backends.sandbox.native.egress import EgressProxy, make_policy
 from sinas_server.backends.sandbox.native.execution import Execution
@@ -49,6 +50,23 @@ class NativeSandbox:
         if self._ground is None:
             raise SandboxUnavailable("the sandbox was not started")
         return self._ground.level
+
+    @property
+    def preloaded(self) -> dict[str, str | None]:
+        """Each package that was to be preloaded: None, or why it is not."""
+        return {} if self._pool is None else self._pool.zygote.started.preload
+
+    @property
+    def groups(self) -> Groups | None:
+        """The control groups in use, if any."""
+        return None if self._ground is None else self._ground.groups
+
+    @property
+    def zygote_pid(self) -> int:
+        """The process on which all sandboxes hang. Raises `SandboxUnavailable` before `start`."""
+        if self._pool is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        return self._pool.zygote.pid
 
     async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
         """Run one task in a fresh sandbox. Raises `SandboxBusy` and, when closed, `SandboxUnavailable`."""

@@ -39,6 +39,8 @@ class Exit:
 
     signal: int | None
     code: int | None
+    restarted: bool = False
+    """The whole zygote ended, not this execution by itself."""
 
 
 class _Message(TypedDict, total=False):
@@ -224,7 +226,7 @@ class Zygote:
                 waiting.set_exception(ZygoteGoneError("the zygote died"))
         for child in self._children.values():
             if not child.exited.done():
-                child.exited.set_result(Exit(signal.SIGKILL, None))
+                child.exited.set_result(Exit(signal.SIGKILL, None, restarted=True))
         self._spawning.clear()
         self._children.clear()
         self._process.kill()  # and with it, by PDEATHSIG and the PID namespace, everything below

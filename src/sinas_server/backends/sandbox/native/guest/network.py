@@ -86,6 +86,7 @@ class Router:
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
+        self._stand_ins: dict[str, str] = {}
 
     def leaves(self, sock: socket.socket, address: object) -> bool:
         """Whether connecting `sock` to `address` leaves the sandbox."""
@@ -142,9 +143,13 @@ class Router:
                 answer += part
         head, _, body = answer.partition(b"\r\n\r\n")
         _check(head)
-        addresses = body.decode("ascii").split()
+        addresses = [self._stand_in(name) if is_own(text) else text for text in body.decode("ascii").split()]
         self._names.update(dict.fromkeys(addresses, name))
         return addresses
+
+    def _stand_in(self, name: str) -> str:
+        """An address that exists nowhere (RFC 5737), for a name that means the host's own loopback: ours is another."""
+        return self._stand_ins.setdefault(name, f"192.0.2.{len(self._stand_ins) % 254 + 1}")
 
     def getaddrinfo(
         self,
