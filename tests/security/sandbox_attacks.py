@@ -64,7 +64,9 @@ def text(answer: Answer) -> str:
 
 def failed(*reasons: str) -> Callable[[Answer], bool]:
     """The code raised, for one of these reasons."""
-    return lambda answer: answer["result"] is None and any(reason in str(answer["error"]) for reason in reasons)
+    return lambda answer: answer["result"] is None and any(
+        reason.lower() in str(answer["error"]).lower() for reason in reasons
+    )
 
 
 def gives(expected: object) -> Callable[[Answer], bool]:
