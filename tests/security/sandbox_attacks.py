@@ -445,7 +445,7 @@ def _protocol() -> list[Attack]:
         Attack(
             "garbage instead of a result",
             handler("import os\nos.write(3, b'\\0\\0\\0\\5hello')\nos._exit(0)"),
-            failed("not a result"),
+            failed("not a result", "cannot be returned"),
             namespaces=False,
         ),
         Attack(
@@ -457,7 +457,7 @@ def _protocol() -> list[Attack]:
         Attack(
             "a forged status",
             handler('import os\nb = b\'{"status": "admin"}\'\nos.write(3, len(b).to_bytes(4, "big") + b)\nos._exit(0)'),
-            failed("not a result"),
+            failed("not a result", "cannot be returned"),
             namespaces=False,
         ),
         Attack(
