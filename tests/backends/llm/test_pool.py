@@ -59,3 +59,14 @@ async def test_what_cannot_be_opened_is_not_kept() -> None:
     async with pool.use(ProviderConfig("scripted")) as model:
         assert await model.list_models() == ["scripted"]
     await pool.close()
+
+
+async def test_warming_asks_nothing(fake: FakeLLM) -> None:
+    pool = ModelPool()
+    await pool.warm(config(fake))
+    await pool.warm(ProviderConfig("scripted"))
+    assert (fake.requests, fake.connections) == ([], 0)
+    async with pool.use(config(fake)) as model:
+        await collect(model, ask())
+    assert len(fake.requests) == 1
+    await pool.close()

@@ -50,6 +50,12 @@ class ModelPool:
             entry.users -= 1
             await self._shrink(self._limit)
 
+    async def warm(self, config: ProviderConfig) -> None:
+        """Load the provider's library ahead of the first request, off the event loop; touches no network."""
+        async with self.use(config) as model:
+            if isinstance(model, RemoteModel):
+                await model.warm()
+
     async def _shrink(self, limit: int) -> None:
         while len(self._entries) > limit:
             idle = next((key for key, entry in self._entries.items() if entry.users == 0), None)

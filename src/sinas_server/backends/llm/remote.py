@@ -35,13 +35,17 @@ class RemoteModel:
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """See `LanguageModel`."""
-        async with self._lock:
-            if self._direct is None:
-                self._direct = await asyncio.to_thread(self._load, self._client())
-            direct = self._direct
+        direct = await self.warm()
         async with aclosing(direct.stream(request)) as events:
             async for event in events:
                 yield event
+
+    async def warm(self) -> "DirectModel":
+        """Load what the first request needs, seconds of it, without touching the network."""
+        async with self._lock:
+            if self._direct is None:
+                self._direct = await asyncio.to_thread(self._load, self._client())
+            return self._direct
 
     async def list_models(self) -> list[str]:
         """See `LanguageModel`. Asks over plain HTTP, so that no provider's library is loaded for it."""
