@@ -25,6 +25,30 @@ def upgrade() -> None:
     )
     op.create_index('ix_audit_at', 'audit_log', ['at'], unique=False)
     op.create_index('ix_audit_target', 'audit_log', ['target_kind', 'target'], unique=False)
+    op.create_table('chats',
+    sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False),
+    sa.Column('user_id', sa.Uuid(), nullable=False),
+    sa.Column('user_email', sa.Text(), nullable=False),
+    sa.Column('agent_id', sa.Uuid(), nullable=False),
+    sa.Column('agent_namespace', sa.String(length=255), nullable=False),
+    sa.Column('agent_name', sa.String(length=255), nullable=False),
+    sa.Column('title', sa.Text(), nullable=False),
+    sa.Column('archived', sa.Boolean(), server_default=sa.text('false'), nullable=False),
+    sa.Column('session_key', sa.Text(), nullable=True),
+    sa.Column('input', sa.JSON(none_as_null=True), nullable=False),
+    sa.Column('job_timeout', sa.Integer(), nullable=True),
+    sa.Column('keep_alive', sa.Boolean(), nullable=True),
+    sa.Column('always_allowed', sa.JSON(none_as_null=True), server_default=sa.text("'[]'"), nullable=False),
+    sa.Column('active_channel_id', sa.Uuid(), nullable=True),
+    sa.Column('expires_at', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('updated_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('last_message_at', sa.DateTime(timezone=True), nullable=True),
+    sa.PrimaryKeyConstraint('id')
+    )
+    op.create_index('ix_chats_expires', 'chats', ['expires_at'], unique=False, postgresql_where=sa.text('expires_at IS NOT NULL'))
+    op.create_index('ix_chats_user', 'chats', ['user_id', 'updated_at', 'id'], unique=False)
+    op.create_index('uq_chats_session', 'chats', ['agent_id', 'session_key'], unique=True, postgresql_where=sa.text('session_key IS NOT NULL AND NOT archived'))
     op.create_table('executions',
     sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False),
     sa.Column('user_id', sa.Uuid(), nullable=False),
@@ -167,6 +191,29 @@ def upgrade() -> None:
     )
     op.create_index(op.f('ix_api_keys_parent_id'), 'api_keys', ['parent_id'], unique=False)
     op.create_index(op.f('ix_api_keys_user_id'), 'api_keys', ['user_id'], unique=False)
+    op.create_table('messages',
+    sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False),
+    sa.Column('seq', sa.BigInteger(), sa.Identity(always=False), nullable=False),
+    sa.Column('chat_id', sa.Uuid(), nullable=False),
+    sa.Column('turn_id', sa.Uuid(), nullable=True),
+    sa.Column('step', sa.Integer(), nullable=True),
+    sa.Column('role', sa.String(length=16), nullable=False),
+    sa.Column('content', sa.Text(), nullable=True),
+    sa.Column('parts', sa.JSON(none_as_null=True), nullable=True),
+    sa.Column('tool_calls', sa.JSON(none_as_null=True), nullable=True),
+    sa.Column('tool_call_id', sa.Text(), nullable=True),
+    sa.Column('name', sa.Text(), nullable=True),
+    sa.Column('native', sa.JSON(none_as_null=True), nullable=True),
+    sa.Column('usage', sa.JSON(none_as_null=True), nullable=True),
+    sa.Column('stream_offset', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
+    sa.Column('runs', sa.JSON(none_as_null=True), nullable=True),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('clock_timestamp()'), nullable=False),
+    sa.ForeignKeyConstraint(['chat_id'], ['chats.id'], ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('id')
+    )
+    op.create_index('ix_messages_chat', 'messages', ['chat_id', 'seq'], unique=False)
+    op.create_index('uq_messages_answer', 'messages', ['turn_id', 'step'], unique=True, postgresql_where=sa.text("role = 'assistant'"))
+    op.create_index('uq_messages_result', 'messages', ['turn_id', 'tool_call_id'], unique=True, postgresql_where=sa.text("role = 'tool'"))
     op.create_table('refresh_tokens',
     sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False),
     sa.Column('user_id', sa.Uuid(), nullable=False),
@@ -220,6 +267,37 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('id'),
     sa.UniqueConstraint('role_id', 'permission_key', name='uq_role_permissions')
     )
+    op.create_table('turns',
+    sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False),
+    sa.Column('chat_id', sa.Uuid(), nullable=False),
+    sa.Column('user_id', sa.Uuid(), nullable=False),
+    sa.Column('api_key_id', sa.Uuid(), nullable=True),
+    sa.Column('owner_ids', sa.ARRAY(sa.Uuid()), server_default=sa.text("'{}'"), nullable=False),
+    sa.Column('via', sa.String(length=16), nullable=False),
+    sa.Column('channel_id', sa.Uuid(), nullable=False),
+    sa.Column('step', sa.Integer(), server_default=sa.text('0'), nullable=False),
+    sa.Column('structured', sa.Boolean(), server_default=sa.text('false'), nullable=False),
+    sa.Column('include_thinking', sa.Boolean(), server_default=sa.text('false'), nullable=False),
+    sa.Column('timeout', sa.Double(), nullable=False),
+    sa.Column('worked_seconds', sa.Double(), server_default=sa.text('0'), nullable=False),
+    sa.Column('progress_attempt', sa.Integer(), server_default=sa.text('0'), nullable=False),
+    sa.Column('usage', sa.JSON(none_as_null=True), server_default=sa.text("'{}'"), nullable=False),
+    sa.Column('error', sa.Text(), nullable=True),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('finished_at', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('status', sa.String(length=16), server_default='PENDING', nullable=False),
+    sa.Column('attempt', sa.Integer(), server_default=sa.text('0'), nullable=False),
+    sa.Column('run_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.Column('lease_until', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('worker', sa.String(length=255), nullable=True),
+    sa.Column('depth', sa.Integer(), server_default=sa.text('0'), nullable=False),
+    sa.ForeignKeyConstraint(['chat_id'], ['chats.id'], ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('id')
+    )
+    op.create_index('ix_turns_chat', 'turns', ['chat_id', 'created_at'], unique=False)
+    op.create_index('ix_turns_queue', 'turns', ['run_at'], unique=False, postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"))
+    op.create_index('ix_turns_unsettled', 'turns', ['lease_until'], unique=False, postgresql_where=sa.text("status = 'CANCELLED' AND finished_at IS NULL"))
+    op.create_index('uq_turns_open', 'turns', ['chat_id'], unique=True, postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'SUSPENDED')"))
     op.create_table('user_roles',
     sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False),
     sa.Column('user_id', sa.Uuid(), nullable=False),
@@ -231,6 +309,20 @@ def upgrade() -> None:
     sa.UniqueConstraint('user_id', 'role_id', name='uq_user_roles')
     )
     op.create_index(op.f('ix_user_roles_role_id'), 'user_roles', ['role_id'], unique=False)
+    op.create_table('channels',
+    sa.Column('id', sa.Uuid(), server_default=sa.text('gen_random_uuid()'), nullable=False),
+    sa.Column('chat_id', sa.Uuid(), nullable=False),
+    sa.Column('turn_id', sa.Uuid(), nullable=False),
+    sa.Column('first_step', sa.Integer(), server_default=sa.text('0'), nullable=False),
+    sa.Column('after_approval', sa.Boolean(), server_default=sa.text('false'), nullable=False),
+    sa.Column('suspended_step', sa.Integer(), nullable=True),
+    sa.Column('awaiting', sa.JSON(none_as_null=True), nullable=True),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.ForeignKeyConstraint(['chat_id'], ['chats.id'], ondelete='CASCADE'),
+    sa.ForeignKeyConstraint(['turn_id'], ['turns.id'], ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('id')
+    )
+    op.create_index('ix_channels_turn', 'channels', ['turn_id'], unique=False)
     op.create_table('execution_grants',
     sa.Column('execution_id', sa.Uuid(), nullable=False),
     sa.Column('token_id', sa.Uuid(), nullable=False),
@@ -246,18 +338,53 @@ def upgrade() -> None:
     op.create_index(op.f('ix_execution_grants_api_key_id'), 'execution_grants', ['api_key_id'], unique=False)
     op.create_index(op.f('ix_execution_grants_expires_at'), 'execution_grants', ['expires_at'], unique=False)
     op.create_index(op.f('ix_execution_grants_user_id'), 'execution_grants', ['user_id'], unique=False)
+    op.create_table('tool_calls',
+    sa.Column('turn_id', sa.Uuid(), nullable=False),
+    sa.Column('step', sa.Integer(), nullable=False),
+    sa.Column('index', sa.Integer(), nullable=False),
+    sa.Column('chat_id', sa.Uuid(), nullable=False),
+    sa.Column('tool_call_id', sa.Text(), nullable=False),
+    sa.Column('provider_call_id', sa.Text(), nullable=False),
+    sa.Column('name', sa.Text(), nullable=False),
+    sa.Column('arguments', sa.Text(), nullable=False),
+    sa.Column('arguments_hash', sa.String(length=64), nullable=False),
+    sa.Column('tool', sa.JSON(none_as_null=True), nullable=True),
+    sa.Column('description', sa.Text(), nullable=False),
+    sa.Column('status', sa.String(length=32), nullable=False),
+    sa.Column('requires_approval', sa.Boolean(), nullable=False),
+    sa.Column('approved', sa.Boolean(), nullable=True),
+    sa.Column('approved_hash', sa.String(length=64), nullable=True),
+    sa.Column('decided_by', sa.Uuid(), nullable=True),
+    sa.Column('decided_at', sa.DateTime(timezone=True), nullable=True),
+    sa.Column('result', sa.Text(), nullable=True),
+    sa.Column('is_error', sa.Boolean(), server_default=sa.text('false'), nullable=False),
+    sa.Column('finish_order', sa.Integer(), nullable=True),
+    sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.text('now()'), nullable=False),
+    sa.ForeignKeyConstraint(['chat_id'], ['chats.id'], ondelete='CASCADE'),
+    sa.ForeignKeyConstraint(['turn_id'], ['turns.id'], ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('turn_id', 'step', 'index'),
+    sa.UniqueConstraint('chat_id', 'tool_call_id', name='uq_tool_calls_shown')
+    )
     # ### end Alembic commands ###
 
 
 def downgrade() -> None:
     """Bring the schema back."""
     # ### commands auto generated by Alembic - please adjust! ###
+    op.drop_table('tool_calls')
     op.drop_index(op.f('ix_execution_grants_user_id'), table_name='execution_grants')
     op.drop_index(op.f('ix_execution_grants_expires_at'), table_name='execution_grants')
     op.drop_index(op.f('ix_execution_grants_api_key_id'), table_name='execution_grants')
     op.drop_table('execution_grants')
+    op.drop_index('ix_channels_turn', table_name='channels')
+    op.drop_table('channels')
     op.drop_index(op.f('ix_user_roles_role_id'), table_name='user_roles')
     op.drop_table('user_roles')
+    op.drop_index('uq_turns_open', table_name='turns', postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'SUSPENDED')"))
+    op.drop_index('ix_turns_unsettled', table_name='turns', postgresql_where=sa.text("status = 'CANCELLED' AND finished_at IS NULL"))
+    op.drop_index('ix_turns_queue', table_name='turns', postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"))
+    op.drop_index('ix_turns_chat', table_name='turns')
+    op.drop_table('turns')
     op.drop_table('role_permissions')
     op.drop_index('uq_resource_versions', table_name='resource_versions')
     op.drop_table('resource_versions')
@@ -267,6 +394,10 @@ def downgrade() -> None:
     op.drop_index(op.f('ix_refresh_tokens_user_id'), table_name='refresh_tokens')
     op.drop_index('ix_refresh_tokens_expires', table_name='refresh_tokens')
     op.drop_table('refresh_tokens')
+    op.drop_index('uq_messages_result', table_name='messages', postgresql_where=sa.text("role = 'tool'"))
+    op.drop_index('uq_messages_answer', table_name='messages', postgresql_where=sa.text("role = 'assistant'"))
+    op.drop_index('ix_messages_chat', table_name='messages')
+    op.drop_table('messages')
     op.drop_index(op.f('ix_api_keys_user_id'), table_name='api_keys')
     op.drop_index(op.f('ix_api_keys_parent_id'), table_name='api_keys')
     op.drop_table('api_keys')
@@ -289,6 +420,10 @@ def downgrade() -> None:
     op.drop_index('ix_executions_created', table_name='executions')
     op.drop_index('ix_executions_chat', table_name='executions', postgresql_where=sa.text('chat_id IS NOT NULL'))
     op.drop_table('executions')
+    op.drop_index('uq_chats_session', table_name='chats', postgresql_where=sa.text('session_key IS NOT NULL AND NOT archived'))
+    op.drop_index('ix_chats_user', table_name='chats')
+    op.drop_index('ix_chats_expires', table_name='chats', postgresql_where=sa.text('expires_at IS NOT NULL'))
+    op.drop_table('chats')
     op.drop_index('ix_audit_target', table_name='audit_log')
     op.drop_index('ix_audit_at', table_name='audit_log')
     op.drop_table('audit_log')

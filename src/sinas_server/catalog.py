@@ -7,11 +7,18 @@ from fastapi import APIRouter
 from sinas_server.agents import routes as agents
 from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
+from sinas_server.chats.chat import CHATS
+from sinas_server.chats.expiry import EXPIRY_LOOP
+from sinas_server.chats.invoke import invoke_router
+from sinas_server.chats.jobs import CHAT_JOB
+from sinas_server.chats.routes import chats_router
+from sinas_server.chats.stop import SETTLE_LOOP
 from sinas_server.config import routes as config
 from sinas_server.functions import executions
 from sinas_server.functions import routes as functions
 from sinas_server.functions.jobs import EXECUTION_JOB
 from sinas_server.functions.kind import FUNCTION
+from sinas_server.functions.tools import FunctionTools
 from sinas_server.identity import routers as identity
 from sinas_server.identity.key_uses import KEY_USE_LOOP
 from sinas_server.identity.mail import MAIL_TASK, send_mail
@@ -31,7 +38,7 @@ from sinas_server.providers.kind import PROVIDER
 KINDS: tuple[AnyKind, ...] = (PROVIDER, FUNCTION, AGENT)
 """In the order in which they are applied: what is referred to comes first."""
 
-RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES)
+RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS)
 """What permissions are about besides the kinds."""
 
 RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
@@ -39,6 +46,8 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     *functions.RUNTIME_ROUTERS,
     *executions.RUNTIME_ROUTERS,
     agents.runtime_router,
+    chats_router,
+    invoke_router,
 )
 """Mounted at the root."""
 
@@ -51,12 +60,12 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
 )
 """Mounted at `/api/v1`."""
 
-TOOLSETS: tuple[Toolset, ...] = ()
+TOOLSETS: tuple[Toolset, ...] = (FunctionTools(),)
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail}
-JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB}
+JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
 """Worker role → the job it works on."""
 
-LOOPS: tuple[Loop, ...] = (PURGE_LOOP,)
+LOOPS: tuple[Loop, ...] = (PURGE_LOOP, EXPIRY_LOOP, SETTLE_LOOP)
 """Run by the scheduler."""
 
 API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)

@@ -62,8 +62,15 @@ class StreamLostError(Exception):
     """The stream existed and is gone (Redis lost it); its writer must rebuild it."""
 
 
+class StreamUnavailableError(ConnectionError):
+    """The server that holds the streams does not answer now."""
+
+
 class EventStreams(Protocol):
-    """Append-only streams with positions chosen by the writer; one writer, many readers."""
+    """Append-only streams with positions chosen by the writer; one writer, many readers.
+
+    Every method raises `StreamUnavailableError` while the server is away.
+    """
 
     async def create(self, channel: str, events: Sequence[StreamEvent] = ()) -> None:
         """Start `channel` anew holding `events`; what was there is gone."""

@@ -1,13 +1,15 @@
 """Signals over one pub/sub subscription per process, and event streams over Redis Streams."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from sinas_server.backends.stream import Position, StreamEvent, StreamLostError
+from sinas_server.backends.stream import Position, StreamEvent, StreamLostError, StreamUnavailableError
 
 TOPICS = "sinas:signals"
 MARK = Position(0, 1)
@@ -72,6 +74,14 @@ class RedisSignals:
                 listener.event.set()
 
 
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+        raise StreamUnavailableError(str(error)) from error
+
+
 class RedisStreams:
     """`EventStreams` over XADD with explicit ids and XRANGE."""
 
@@ -81,6 +91,10 @@ class RedisStreams:
     async def create(self, channel: str, events: Sequence[StreamEvent] = ()) -> None:
         """Delete and refill in one transaction."""
         key = _key(channel)
+        with _reachable():
+            await self._create(key, events)
+
+    async def _create(self, key: str, events: Sequence[StreamEvent]) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(key)
             pipe.xadd(key, {b"n": b"", b"d": b""}, id=str(MARK))
@@ -92,7 +106,10 @@ class RedisStreams:
         """XADD NOMKSTREAM: a stream that is gone is noticed rather than begun in the middle."""
         for event in events:
             try:
-                added = await self._redis.xadd(_key(channel), _fields(event), id=str(event.position), nomkstream=True)
+                with _reachable():
+                    added = await self._redis.xadd(
+                        _key(channel), _fields(event), id=str(event.position), nomkstream=True
+                    )
             except ResponseError as error:
                 if "equal or smaller" in str(error):  # sent before, and only the answer was lost
                     continue
@@ -103,10 +120,11 @@ class RedisStreams:
     async def read(self, channel: str, after: Position) -> tuple[bool, list[StreamEvent]]:
         """XRANGE from the next id on; the mark is never shown."""
         start = max(after, MARK)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.exists(_key(channel))
-            pipe.xrange(_key(channel), min=f"({start}")
-            exists, entries = await pipe.execute()
+        with _reachable():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.exists(_key(channel))
+                pipe.xrange(_key(channel), min=f"({start}")
+                exists, entries = await pipe.execute()
         return bool(exists), [
             StreamEvent(Position.parse(entry.decode()), fields[b"n"].decode(), fields[b"d"])
             for entry, fields in entries
@@ -114,11 +132,13 @@ class RedisStreams:
 
     async def drop(self, channel: str) -> None:
         """DEL."""
-        await self._redis.delete(_key(channel))
+        with _reachable():
+            await self._redis.delete(_key(channel))
 
     async def expire(self, channel: str, seconds: int) -> None:
         """EXPIRE."""
-        await self._redis.expire(_key(channel), seconds)
+        with _reachable():
+            await self._redis.expire(_key(channel), seconds)
 
 
 def _key(channel: str) -> str:

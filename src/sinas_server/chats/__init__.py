@@ -1,0 +1,1 @@
+"""Chats: what happens between people and agents, turn by turn."""

@@ -1,0 +1,132 @@
+"""Tool calls: from what the model wrote to what is journaled, and carrying them out in parallel."""
+
+import asyncio
+import re
+from dataclasses import asdict, fields
+from typing import cast
+
+import orjson
+from pydantic import JsonValue
+
+from sinas_server.backends.llm import Answer, ToolCall
+from sinas_server.chats.events import Call
+from sinas_server.chats.journal import Journal
+from sinas_server.chats.live import Channel
+from sinas_server.chats.prepare import Prepared
+from sinas_server.chats.tables import CallStatus
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.errors import SinasError, UnavailableError
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tool import CallIdentity, Tool, ToolResult
+from sinas_server.kit.jinja import TemplateRenderError, render
+
+NOT_APPROVED = "The user did not approve this call, so it was not carried out."
+ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+"""Provider's ids that can stand in a URL; others are replaced."""
+
+
+def cleaned(text: str) -> str:
+    """Text that can be stored: no NUL, no lone surrogates."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def storable(native: JsonValue) -> JsonValue:
+    """A provider's own form of an answer if it can be stored, else nothing: it only improves the next request."""
+    try:
+        return None if b"\\u0000" in orjson.dumps(native) else native
+    except TypeError:  # lone surrogates, integers beyond 64 bits
+        return None
+
+
+def tool_key(tool: Tool) -> str:
+    """What an approval "for always" is about."""
+    return f"{tool.toolset}:{tool.target}"
+
+
+def as_calls(prepared: Prepared, answer: Answer) -> tuple[Call, ...]:
+    """The calls of an answer as they are journaled, before any is carried out."""
+    return tuple(_as_call(prepared, index, call) for index, call in enumerate(answer.tool_calls))
+
+
+def _as_call(prepared: Prepared, index: int, wanted: ToolCall) -> Call:
+    tool = prepared.prompt.tools.get(wanted.name)
+    call = Call(
+        index=index,
+        id=wanted.id if ID.fullmatch(wanted.id) else "",
+        name=cleaned(wanted.name),
+        arguments=cleaned(wanted.arguments) or "{}",
+        tool=None if tool is None else cast(dict[str, JsonValue], asdict(tool)),
+        description="",
+        status=CallStatus.PENDING,
+        requires_approval=False,
+    )
+    arguments = call.parsed()
+    if tool is None or arguments is None:
+        return call
+    asks = tool.requires_approval and tool_key(tool) not in prepared.always_allowed
+    return Call(
+        index=index,
+        id=call.id,
+        name=call.name,
+        arguments=call.arguments,
+        tool=call.tool,
+        description=_status(tool, arguments),
+        status=CallStatus.AWAITING if asks else CallStatus.PENDING,
+        requires_approval=asks,
+    )
+
+
+def _status(tool: Tool, arguments: dict[str, JsonValue]) -> str:
+    try:
+        return render(tool.status, arguments) if tool.status else f"Using {tool.target}"
+    except TemplateRenderError:
+        return f"Using {tool.target}"
+
+
+async def carry_out(runtime: Runtime, caller: Caller, journal: Journal, channel: Channel) -> None:
+    """Carry out the calls of the current step that may be, all at once; each result is journaled as it comes."""
+    one_by_one = asyncio.Lock()  # results get their numbers, and events their places, in one order
+
+    async def carry(call: Call) -> None:
+        result = await _result(runtime, caller, journal, call)
+        async with one_by_one:
+            await journal.finished(call, result)
+            await channel.catch_up(journal.segment)
+
+    ready = [call for call in journal.segment.answers[journal.step].calls if call.status == CallStatus.PENDING]
+    tasks = [asyncio.create_task(carry(call)) for call in ready]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _result(runtime: Runtime, caller: Caller, journal: Journal, call: Call) -> ToolResult:
+    if call.approved is False:
+        return ToolResult(NOT_APPROVED, is_error=True)
+    if not call.intact:
+        return ToolResult("Error: this is not the call that was approved", is_error=True)
+    arguments = call.parsed()
+    if arguments is None:
+        return ToolResult("Error: the arguments must be a JSON object", is_error=True)
+    toolset = next((known for known in runtime.toolsets if known.name == (call.tool or {}).get("toolset")), None)
+    if call.tool is None or toolset is None:
+        return ToolResult(f"Error: there is no tool named '{call.name}'", is_error=True)
+    turn = journal.turn
+    identity = CallIdentity(turn.chat_id, turn.id, journal.step, call.index, call.id)
+    try:
+        result = await toolset.call_tool(runtime, caller, as_tool(call.tool), arguments, identity)
+    except UnavailableError:
+        raise
+    except SinasError as error:
+        return ToolResult(f"Error: {error.detail}", is_error=True)
+    return ToolResult(cleaned(result.content), result.is_error)
+
+
+def as_tool(stored: object) -> Tool:
+    """A tool as it was journaled with its call."""
+    known = {field.name for field in fields(Tool)}
+    values = {key: value for key, value in cast(dict[str, object], stored).items() if key in known}
+    return Tool(**values)  # type: ignore[arg-type]  # written from a Tool by `as_calls`

@@ -1,0 +1,71 @@
+"""Asking an agent in one request: the conversation is found by its key, or begun."""
+
+from fastapi import APIRouter, Request
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+
+from sinas_server.agents.kind import AgentSpec
+from sinas_server.chats.chat import Wanted, alive, chat_agent, create_chat
+from sinas_server.chats.send import answered, finished
+from sinas_server.chats.start import start_turn
+from sinas_server.chats.tables import ChatRow
+from sinas_server.chats.views import InvokeRequest, InvokeResponse
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.errors import ConflictError, ForbiddenError
+from sinas_server.kernel.http import CurrentCaller, Run, new_router
+from sinas_server.kernel.store import Resource
+from sinas_server.kernel.unit import Db
+
+
+async def _session(db: Db, caller: Caller, agent: Resource[AgentSpec], body: InvokeRequest) -> ChatRow:
+    """The conversation of the key, locked; a new one where there is none. Raises 403 for another user's key."""
+    wanted = Wanted(input=body.input or {}, session_key=body.session_key)
+    if body.session_key is None:
+        return await create_chat(db, caller, agent, wanted)
+    known = await db.scalar(
+        select(ChatRow)
+        .where(ChatRow.agent_id == agent.id, ChatRow.session_key == body.session_key, ChatRow.archived.is_(False))
+        .with_for_update()
+    )
+    if known is not None and known.user_id != caller.id:
+        raise ForbiddenError("this session key belongs to a conversation of another user")
+    if known is not None and not body.reset and await db.scalar(select(alive()).where(ChatRow.id == known.id)):
+        return known
+    if known is not None:
+        await db.execute(update(ChatRow).where(ChatRow.id == known.id).values(archived=True))
+    try:
+        async with db.begin_nested():
+            return await create_chat(db, caller, agent, wanted)
+    except IntegrityError as error:
+        raise ConflictError("a conversation with this session key is being created; try again") from error
+
+
+async def _invoke(
+    namespace: str, agent_name: str, body: InvokeRequest, runtime: Run, caller: CurrentCaller, request: Request
+) -> InvokeResponse:
+    """Waits for the answer; if the client goes away, the turn goes on."""
+    async with runtime.database.unit() as db:
+        agent = await chat_agent(db, caller, namespace, agent_name)
+        chat = await _session(db, caller, agent, body)
+        started = await start_turn(db, runtime, caller, chat, body.message)
+    said = await answered(runtime, await finished(runtime, started.turn_id, request))
+    return InvokeResponse(
+        reply=said.content or "",
+        chat_id=chat.id,
+        session_key=body.session_key,
+        usage=said.usage,
+        status=said.status,
+        pending_inputs=said.pending_inputs,
+        channel_id=said.channel_id,
+    )
+
+
+def _invoke_router() -> APIRouter:
+    router = new_router("", "invoke")
+    router.post(
+        "/agents/{namespace}/{agent_name}/invoke", summary="Ask an agent and wait for its answer", name="agent"
+    )(_invoke)
+    return router
+
+
+invoke_router = _invoke_router()

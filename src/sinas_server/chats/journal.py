@@ -1,0 +1,200 @@
+"""Writing down how far a turn is: each step in one transaction that holds only while the worker owns the turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+
+from pydantic import JsonValue
+from sqlalchemy import insert, select, update
+
+from sinas_server.backends.llm import Answer as ModelAnswer
+from sinas_server.chats.events import Answer, Call, Runs, Segment
+from sinas_server.chats.record import (
+    Ending,
+    add_results,
+    added,
+    close,
+    ended,
+    hash_of,
+    locked_turn,
+    settle_canceled,
+    shown_call,
+    stored_runs,
+    touch,
+)
+from sinas_server.chats.tables import CallStatus, ChannelRow, MessageRow, Status, ToolCallRow, TurnRow
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tool import ToolResult
+from sinas_server.kernel.unit import Db
+
+
+class LostTurnError(Exception):
+    """The turn is no longer this worker's: it was canceled, deleted, or given to another after a long silence."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer of the model and how it was sent to the readers."""
+
+    answer: ModelAnswer
+    text: str
+    runs: Runs
+    offset: int
+    calls: tuple[Call, ...] = ()
+
+
+class Journal:
+    """The journal of one attempt at a turn. Each method that writes is one transaction."""
+
+    def __init__(self, runtime: Runtime, turn: TurnRow, segment: Segment) -> None:
+        """`turn`: as it was claimed; `segment`: what is journaled of its channel."""
+        self.runtime = runtime
+        self.turn = turn
+        self.segment = segment
+        self.step = turn.step
+        self.usage: dict[str, JsonValue] = dict(turn.usage)
+        self._since = monotonic()
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer of the current step, if it is journaled."""
+        return self.segment.answers.get(self.step)
+
+    def worked(self) -> float:
+        """Seconds of work on this turn, earlier attempts included as far as they were journaled."""
+        return self.turn.worked_seconds + monotonic() - self._since
+
+    async def answered(self, told: Told) -> None:
+        """Keep an answer that calls tools, and the calls, before any of them is carried out."""
+        usage = added(self.usage, told.answer.usage)
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db, usage=usage)
+            calls = await self._with_ids(db, told.calls)
+            await db.execute(insert(MessageRow).values(**self._message(told, calls)))
+            await db.execute(insert(ToolCallRow), [self._call(call, told) for call in calls])
+            await touch(db, self.turn.chat_id)
+        self.usage = usage
+        self.segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset, calls))
+
+    async def finished(self, call: Call, result: ToolResult) -> None:
+        """Keep the result of a call."""
+        answer = self.segment.answers[self.step]
+        order = 1 + sum(known.done for known in answer.calls)
+        done = replace(
+            call, status=CallStatus.DONE, result=result.content, is_error=result.is_error, finish_order=order
+        )
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db)
+            await db.execute(
+                update(ToolCallRow)
+                .where(
+                    ToolCallRow.turn_id == self.turn.id,
+                    ToolCallRow.step == self.step,
+                    ToolCallRow.index == call.index,
+                    ToolCallRow.status != CallStatus.DONE,
+                )
+                .values(status=done.status, result=done.result, is_error=done.is_error, finish_order=order)
+            )
+        calls = tuple(done if known.index == call.index else known for known in answer.calls)
+        self.segment = self.segment.with_answer(replace(answer, calls=calls))
+
+    async def closed_step(self) -> None:
+        """Give the results to the conversation, in the order of the calls, and go on to the next step."""
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db, step=self.step + 1)
+            await add_results(db, self.turn, self.step, self.segment.answers[self.step].calls)
+            await touch(db, self.turn.chat_id)
+        self.step += 1
+
+    async def suspended(self) -> None:
+        """Wait for the user's decisions, holding no worker."""
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db, status=Status.SUSPENDED, lease_until=None)
+            await db.execute(
+                update(ChannelRow).where(ChannelRow.id == self.turn.channel_id).values(suspended_step=self.step)
+            )
+            await touch(db, self.turn.chat_id, active_channel_id=None)
+        self.segment = replace(self.segment, suspended_step=self.step, end=("done", {"status": "suspended"}))
+
+    async def completed(self, told: Told) -> None:
+        """Keep the final answer and end the turn."""
+        usage = added(self.usage, told.answer.usage)
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db, usage=usage, **ended(Status.COMPLETED))
+            await db.execute(insert(MessageRow).values(**self._message(told, ())))
+            await touch(db, self.turn.chat_id, active_channel_id=None)
+        self.usage = usage
+        segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset))
+        self.segment = replace(segment, end=("done", {"status": "completed"}))
+
+    async def failed(self, error: str) -> None:
+        """End the turn without an answer."""
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db)
+            turn = await locked_turn(db, self.turn.id)
+            if turn is None:
+                raise LostTurnError(str(self.turn.id))
+            self.segment = await close(db, turn, self.segment, Ending(Status.FAILED, error=error))
+
+    async def canceled(self, partial: Runs, offset: int) -> bool:
+        """If the turn was canceled, keep what was said so far and end it; otherwise it is not ours to end."""
+        async with self.runtime.database.unit() as db:
+            settled = await settle_canceled(db, self.segment, (partial, offset))
+        self.segment = settled or self.segment
+        return settled is not None
+
+    async def _still_ours(self, db: Db, **values: object) -> None:
+        """Lock the turn and note progress. Raises `LostTurnError`."""
+        mine = (TurnRow.id == self.turn.id, TurnRow.attempt == self.turn.attempt, TurnRow.status == Status.RUNNING)
+        progress = {"worked_seconds": self.worked(), "progress_attempt": self.turn.attempt}
+        statement = update(TurnRow).where(*mine).values(**progress, **values).returning(TurnRow.id)
+        if (await db.execute(statement, execution_options={"synchronize_session": False})).first() is None:
+            raise LostTurnError(str(self.turn.id))
+
+    async def _with_ids(self, db: Db, calls: Sequence[Call]) -> tuple[Call, ...]:
+        """The calls under ids that no other call of the chat has."""
+        known = set(
+            await db.scalars(
+                select(ToolCallRow.tool_call_id).where(
+                    ToolCallRow.chat_id == self.turn.chat_id,
+                    ToolCallRow.tool_call_id.in_([call.id for call in calls]),
+                )
+            )
+        )
+        shown: list[Call] = []
+        for call in calls:
+            unique = f"{call.id or 'call'}-{self.turn.id.hex[:8]}-{self.step}-{call.index}"
+            shown.append(replace(call, id=unique) if not call.id or call.id in known else call)
+            known.add(call.id)
+        return tuple(shown)
+
+    def _message(self, told: Told, calls: Sequence[Call]) -> dict[str, object]:
+        return {
+            "chat_id": self.turn.chat_id,
+            "turn_id": self.turn.id,
+            "step": self.step,
+            "role": "assistant",
+            "content": told.text or (None if calls else ""),
+            "tool_calls": [shown_call(call) for call in calls] or None,
+            "native": told.answer.native,
+            "usage": added({}, told.answer.usage),
+            "stream_offset": told.offset,
+            "runs": stored_runs(told.runs),
+        }
+
+    def _call(self, call: Call, told: Told) -> dict[str, object]:
+        return {
+            "turn_id": self.turn.id,
+            "step": self.step,
+            "index": call.index,
+            "chat_id": self.turn.chat_id,
+            "tool_call_id": call.id,
+            "provider_call_id": told.answer.tool_calls[call.index].id,
+            "name": call.name,
+            "arguments": call.arguments,
+            "arguments_hash": hash_of(call.tool, call.arguments),
+            "tool": None if call.tool is None else dict(call.tool),
+            "description": call.description,
+            "status": call.status,
+            "requires_approval": call.requires_approval,
+        }

@@ -1,0 +1,158 @@
+"""The agent loop: ask the model, carry out the calls it asks for, until it answers; each step is journaled.
+
+The turn may be taken up by another worker at any point: whatever the journal holds is not done again.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+
+import orjson
+from pydantic import JsonValue
+from sqlalchemy.exc import SQLAlchemyError
+
+from sinas_server.backends.llm import Answer, Message, ProviderError, TextDelta, ThinkingDelta
+from sinas_server.chats.ask import ask
+from sinas_server.chats.calls import as_calls, carry_out, cleaned, storable
+from sinas_server.chats.events import content
+from sinas_server.chats.history import read_history
+from sinas_server.chats.journal import Journal, LostTurnError, Told
+from sinas_server.chats.live import Channel, Speech
+from sinas_server.chats.prepare import Prepared, prepare
+from sinas_server.chats.prompt import PromptError
+from sinas_server.chats.record import as_runs
+from sinas_server.chats.tables import CallStatus, TurnRow
+from sinas_server.kernel.errors import SinasError, UnavailableError
+from sinas_server.kernel.job import InterruptedWorkError
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kit.schema import violations
+
+MAX_FRUITLESS = 10
+"""A turn that outlives this many workers without getting further is taken for their killer."""
+
+
+class TurnError(Exception):
+    """The turn cannot come to an answer; the message is shown to the user."""
+
+
+class AgentLoop:
+    """One attempt at a turn."""
+
+    def __init__(self, runtime: Runtime, turn: TurnRow, journal: Journal, channel: Channel) -> None:
+        self.runtime = runtime
+        self.turn = turn
+        self.journal = journal
+        self.channel = channel
+        self.speech: Speech | None = None
+
+    async def run(self, *, interrupted: bool) -> None:
+        """Take the turn to its end or its next pause. `interrupted`: an earlier worker may have begun it."""
+        try:
+            await self.channel.open(self.journal.segment, interrupted=interrupted)
+            self.channel.unknown = self.channel.unknown and self.journal.answer is None
+            await self._in_time()
+            await self.channel.finish(self.journal.segment)
+        except asyncio.CancelledError:
+            await self._settle()
+            raise
+        except LostTurnError:
+            await self._settle()
+
+    async def fail(self, error: str) -> None:
+        """End the turn with an error."""
+        await self.channel.open(self.journal.segment, interrupted=True)
+        await self.journal.failed(error)
+        await self.channel.finish(self.journal.segment)
+
+    async def _settle(self) -> None:
+        """If it was the user who stopped the turn: keep what was said."""
+        said, offset = (self.speech.sent, self.speech.offset) if self.speech else ((), 0)
+        with suppress(SQLAlchemyError, InterruptedWorkError):  # whoever stopped it settles it otherwise
+            if await self.journal.canceled(said, offset):
+                await self.channel.finish(self.journal.segment)
+
+    async def _in_time(self) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, self.turn.timeout - self.turn.worked_seconds)) as limit:
+                await self._go_on()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            await self.journal.failed(f"the turn took longer than {self.turn.timeout:g} seconds")
+        except UnavailableError as error:
+            raise InterruptedWorkError(error.detail) from error
+        except (TurnError, PromptError, ProviderError, SinasError) as error:
+            await self.journal.failed(str(error))
+
+    async def _go_on(self) -> None:
+        if self.turn.attempt - self.turn.progress_attempt > MAX_FRUITLESS:
+            raise TurnError(f"gave up: {MAX_FRUITLESS} workers were lost while working on it")
+        prepared = await prepare(self.runtime, self.turn)
+        while True:
+            if self.journal.answer is None:
+                told = await self._ask(prepared)
+                if not told.calls:
+                    await self.journal.completed(told)
+                    return
+                await self.journal.answered(told)
+                self.speech = None
+                await self.channel.catch_up(self.journal.segment)
+            await carry_out(self.runtime, prepared.caller, self.journal, self.channel)
+            answer = self.journal.segment.answers[self.journal.step]
+            if any(call.status == CallStatus.AWAITING for call in answer.calls):
+                await self.journal.suspended()
+                return
+            await self.journal.closed_step()
+
+    async def _ask(self, prepared: Prepared) -> Told:
+        """The model's next answer, sent to the readers as it comes."""
+        settings = self.runtime.settings
+        if self.journal.step > settings.max_tool_iterations:
+            raise TurnError(
+                f"the agent called tools {settings.max_tool_iterations} times in a row without coming to an answer"
+            )
+        async with self.runtime.database.unit() as db:
+            history = await read_history(db, self.turn.chat_id, self.turn.id, settings.max_history_messages)
+        self.speech = speech = Speech(self.channel, self.journal.step, self.turn.attempt)
+        answer = await self._heard(prepared, history, speech)
+        text, calls = cleaned(answer.text), as_calls(prepared, answer)
+        runs = speech.said if content(speech.said) == text else as_runs(text)
+        if self.turn.structured and not calls:
+            _check_output(prepared, text)
+        await speech.finish(() if self.turn.structured and calls else runs)
+        return Told(answer, text, runs, speech.offset, calls)
+
+    async def _heard(self, prepared: Prepared, history: Sequence[Message], speech: Speech) -> Answer:
+        answer: Answer | None = None
+        async with aclosing(ask(self.runtime, prepared.config, prepared.prompt.request(history))) as groups:
+            async for group in groups:
+                for event in group:
+                    if isinstance(event, Answer):
+                        answer = event
+                    else:
+                        self._say(speech, event)
+                if answer is None:
+                    await speech.flush()
+        if answer is None:
+            raise ProviderError("the model's answer has no end")
+        return replace(answer, native=storable(answer.native))
+
+    def _say(self, speech: Speech, event: TextDelta | ThinkingDelta) -> None:
+        if self.turn.structured:  # sent in one piece, once it is known to be the final answer
+            return
+        if isinstance(event, TextDelta):
+            speech.add("content", cleaned(event.text))
+        elif self.turn.include_thinking:
+            speech.add("thinking", cleaned(event.text))
+
+
+def _check_output(prepared: Prepared, text: str) -> None:
+    """Raise `TurnError` unless the text is JSON that meets the agent's `output_schema`."""
+    try:
+        value: JsonValue = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise TurnError(f"the agent's answer is not JSON, as its output_schema asks for: {error}") from error
+    found = violations(prepared.prompt.agent.output_schema, value)
+    if found:
+        raise TurnError(f"the agent's answer does not meet its output_schema: {'; '.join(map(str, found))}")

@@ -1,0 +1,84 @@
+"""What a turn works with, looked up anew at each attempt: today's rights, agent, provider and tools."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from pydantic import JsonValue
+
+from sinas_server.agents.kind import AGENT, AgentSpec
+from sinas_server.backends.llm import ProviderConfig
+from sinas_server.chats.prompt import Prompt, agent_context, opening
+from sinas_server.chats.tables import ChatRow, TurnRow
+from sinas_server.identity.resolve import Principal, act_for
+from sinas_server.kernel import store
+from sinas_server.kernel.access import Caller, Via
+from sinas_server.kernel.errors import ForbiddenError, NotFoundError, UnauthorizedError
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.store import Resource
+from sinas_server.kernel.tool import Tool
+from sinas_server.kernel.unit import Db
+from sinas_server.providers.resolve import resolve
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a turn needs beside its journal."""
+
+    caller: Caller
+    config: ProviderConfig
+    prompt: Prompt
+    always_allowed: frozenset[str]
+    """The tools (`toolset:target`) that need no approval any more in this chat."""
+
+
+async def usable_agent(db: Db, caller: Caller, chat: ChatRow) -> Resource[AgentSpec]:
+    """The chat's agent if the caller may still chat with it. Raises 404 or 403."""
+    agent = await store.fetch(db, AGENT, chat.agent_id)
+    if agent is None or not agent.is_active:
+        raise NotFoundError(f"The agent '{chat.agent_namespace}/{chat.agent_name}' of this chat is not available")
+    caller.require(AGENT.plural, "chat", agent.owner_id, agent.namespace, agent.name)
+    return agent
+
+
+async def acting(runtime: Runtime, turn: TurnRow) -> Caller:
+    """Whom the turn acts for. Raises `ForbiddenError` for somebody who has no rights left."""
+    principal = Principal(turn.user_id, turn.api_key_id, tuple(turn.owner_ids), turn.depth)
+    try:
+        return await act_for(runtime, principal, cast(Via, turn.via))
+    except UnauthorizedError as error:
+        raise ForbiddenError("The user or API key this turn works for is not valid any more") from error
+
+
+async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
+    """Look everything up. Raises `SinasError` and `PromptError` with what is missing."""
+    caller = await acting(runtime, turn)
+    async with runtime.database.unit() as db:
+        chat = await db.get(ChatRow, turn.chat_id)
+        if chat is None:
+            raise NotFoundError("the chat was deleted")
+        agent = await usable_agent(db, caller, chat)
+        found = await resolve(db, agent.spec.llm_provider_id, agent.spec.model)
+    values = with_defaults(agent.spec.input_schema, chat.input)
+    tools = await _tools(runtime, caller, agent, values)
+    prompt = Prompt(agent.spec, found.model, opening(agent.spec, values), tools)
+    return Prepared(caller, found.config, prompt, frozenset(chat.always_allowed))
+
+
+def with_defaults(schema: Mapping[str, JsonValue], given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The chat's input, completed by the defaults its schema gives."""
+    properties = schema.get("properties")
+    declared = properties.items() if isinstance(properties, dict) else ()
+    defaults = {name: rule["default"] for name, rule in declared if isinstance(rule, dict) and "default" in rule}
+    return {**defaults, **given}
+
+
+async def _tools(
+    runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], values: Mapping[str, JsonValue]
+) -> dict[str, Tool]:
+    context = agent_context(agent, values)
+    tools: dict[str, Tool] = {}
+    for toolset in runtime.toolsets:
+        for tool in await toolset.get_tools(runtime, caller, context):
+            tools.setdefault(tool.name, tool)
+    return tools

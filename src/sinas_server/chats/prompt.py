@@ -1,0 +1,71 @@
+"""What the model is asked: instructions, example messages, history and tools."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from sinas_server.agents.kind import AgentSpec
+from sinas_server.backends.llm import (
+    AssistantMessage,
+    Message,
+    ModelRequest,
+    SystemMessage,
+    TextPart,
+    ToolSpec,
+    UserMessage,
+)
+from sinas_server.kernel.store import Resource
+from sinas_server.kernel.tool import AgentContext, Tool
+from sinas_server.kit.jinja import TemplateRenderError, render
+
+
+class PromptError(Exception):
+    """The agent's instructions cannot be written for this chat; the message says why."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What stays the same in every request of a turn."""
+
+    agent: AgentSpec
+    model: str
+    opening: tuple[Message, ...]
+    tools: Mapping[str, Tool]
+
+    def request(self, history: Sequence[Message]) -> ModelRequest:
+        """The request for the next step."""
+        return ModelRequest(
+            model=self.model,
+            messages=(*self.opening, *history),
+            tools=tuple(ToolSpec(tool.name, tool.description, tool.parameters) for tool in self.tools.values()),
+            temperature=self.agent.temperature,
+            max_tokens=self.agent.max_tokens,
+            output_schema=self.agent.output_schema or None,
+        )
+
+
+def opening(agent: AgentSpec, values: Mapping[str, JsonValue]) -> tuple[Message, ...]:
+    """The system message over the chat's input, and the example messages. Raises `PromptError`."""
+    messages: list[Message] = []
+    if agent.system_prompt:
+        try:
+            messages.append(SystemMessage(render(agent.system_prompt, values)))
+        except TemplateRenderError as error:
+            raise PromptError(f"the agent's system prompt cannot be rendered: {error}") from error
+    for example in agent.initial_messages or []:
+        match example.role:
+            case "system":
+                messages.append(SystemMessage(example.content))
+            case "user":
+                messages.append(UserMessage((TextPart(example.content),)))
+            case "assistant":
+                messages.append(AssistantMessage(example.content))
+    return tuple(messages)
+
+
+def agent_context(agent: Resource[AgentSpec], values: Mapping[str, JsonValue]) -> AgentContext:
+    """What toolsets need to know of an agent."""
+    fields = (*(name for name in AgentSpec.model_fields if name.startswith("enabled_")), "function_parameters")
+    fields = (*fields, "query_parameters", "status_templates", "system_tools")
+    return AgentContext(agent.id, agent.owner_id, {name: getattr(agent.spec, name) for name in fields}, values)

@@ -1,0 +1,223 @@
+"""The journal as rows: reading what is known of a channel, and the ends a turn can come to without an answer."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+from uuid import UUID
+
+import orjson
+from pydantic import JsonValue
+from sqlalchemy import Executable, Row, func, insert, select, update
+
+from sinas_server.backends.llm import Usage
+from sinas_server.chats.events import Answer, Call, Runs, Segment, content
+from sinas_server.chats.tables import ChannelRow, ChatRow, MessageRow, Status, ToolCallRow, TurnRow
+from sinas_server.kernel.unit import Db
+
+
+def as_call(row: ToolCallRow | Row[tuple[object, ...]]) -> Call:
+    """A journaled call."""
+    return Call(
+        index=row.index,  # type: ignore[arg-type]  # a Row has a method of this name; its column wins at run time
+        id=row.tool_call_id,
+        name=row.name,
+        arguments=row.arguments,
+        tool=row.tool,
+        description=row.description,
+        status=row.status,
+        requires_approval=row.requires_approval,
+        approved=row.approved,
+        intact=row.approved_hash in (None, hash_of(row.tool, row.arguments)),
+        result=row.result,
+        is_error=row.is_error,
+        finish_order=row.finish_order,
+    )
+
+
+def hash_of(tool: Mapping[str, JsonValue] | None, arguments: str) -> str:
+    """What an approval is bound to: SHA-256 (hex) over what is called and the exact arguments."""
+    target = [(tool or {}).get("toolset"), (tool or {}).get("target")]
+    return hashlib.sha256(orjson.dumps([*target, arguments])).hexdigest()
+
+
+def as_runs(text: str) -> Runs:
+    """Plain text as runs."""
+    return (("content", text),) if text else ()
+
+
+def stored_runs(runs: Runs) -> list[JsonValue] | None:
+    """Runs as they are stored: only where there is more than the text."""
+    return [list(run) for run in runs] if any(kind == "thinking" for kind, _ in runs) else None
+
+
+def end_of(channel: ChannelRow, turn: TurnRow) -> tuple[str, Mapping[str, JsonValue]] | None:
+    """The last event of a channel, None while it goes on."""
+    if channel.suspended_step is not None:
+        return "done", {"status": "suspended"}
+    if turn.finished_at is None:
+        return None
+    if turn.status == Status.FAILED:
+        return "error", {"error": turn.error or "the turn failed"}
+    return "done", {"status": turn.status.lower()}
+
+
+Read = Callable[[Executable], Awaitable[Sequence[Row[tuple[object, ...]]]]]
+"""How rows are read: `Database.read`, or `within` a transaction."""
+
+
+def within(db: Db) -> Read:
+    """Reading inside a transaction."""
+
+    async def read(statement: Executable) -> Sequence[Row[tuple[object, ...]]]:
+        return (await db.execute(statement)).all()
+
+    return read
+
+
+async def read_channel(read: Read, channel_id: UUID) -> ChannelRow | None:
+    """A channel; None if its chat was deleted."""
+    rows = await read(select(*ChannelRow.__table__.columns).where(ChannelRow.id == channel_id))
+    return ChannelRow(**rows[0]._asdict()) if rows else None
+
+
+async def read_turn(read: Read, turn_id: UUID) -> TurnRow | None:
+    """A turn as it is now; None if its chat was deleted."""
+    rows = await read(select(*TurnRow.__table__.columns).where(TurnRow.id == turn_id))
+    return TurnRow(**rows[0]._asdict()) if rows else None
+
+
+async def read_segment(read: Read, channel: ChannelRow, turn: TurnRow, *, fresh: bool = False) -> Segment:
+    """What the journal says about a channel; `fresh` spares the look when nothing can be journaled yet."""
+    segment = Segment(
+        chat_id=turn.chat_id,
+        turn_id=turn.id,
+        channel_id=channel.id,
+        first_step=channel.first_step,
+        after_approval=channel.after_approval,
+        structured=turn.structured,
+        suspended_step=channel.suspended_step,
+        awaiting=None if channel.awaiting is None else tuple(channel.awaiting),
+        end=end_of(channel, turn),
+    )
+    if fresh:
+        return segment
+    answers = await read(
+        select(MessageRow.step, MessageRow.content, MessageRow.runs, MessageRow.stream_offset).where(
+            MessageRow.turn_id == turn.id, MessageRow.role == "assistant"
+        )
+    )
+    calls = await read(
+        select(*ToolCallRow.__table__.columns).where(ToolCallRow.turn_id == turn.id).order_by(ToolCallRow.index)
+    )
+    for row in answers:
+        runs = cast(Runs, tuple(map(tuple, row.runs or ()))) or as_runs(row.content or "")
+        mine = tuple(as_call(call) for call in calls if call.step == row.step)
+        segment = segment.with_answer(Answer(row.step, runs, row.stream_offset, mine))
+    return segment
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a turn ends without a final answer of the model."""
+
+    status: Status
+    error: str | None = None
+    reason: str | None = None
+    """What the model is told about calls that were not carried out."""
+    partial: tuple[Runs, int] = ((), 0)
+    """What was said of an answer that was cut off, and the position it follows."""
+
+
+def ended(status: Status) -> dict[str, object]:
+    """The columns of a turn that has ended."""
+    return {"status": status, "finished_at": func.now(), "lease_until": None}
+
+
+async def close(db: Db, turn: TurnRow, segment: Segment, ending: Ending) -> Segment:
+    """End a turn whose row the transaction has locked and read: its open calls get results. Gives the segment's end."""
+    answer = segment.answers.get(turn.step)
+    partial, offset = ending.partial
+    if answer is not None:
+        reason = ending.reason or f"Not carried out: {ending.error or 'the user stopped the agent.'}"
+        calls = [call if call.done else replace(call, result=reason, is_error=True) for call in answer.calls]
+        await add_results(db, turn, turn.step, calls)
+    elif content(partial):
+        values = {"role": "assistant", "content": content(partial), "runs": stored_runs(partial)}
+        await db.execute(
+            insert(MessageRow).values(
+                chat_id=turn.chat_id, turn_id=turn.id, step=turn.step, stream_offset=offset, **values
+            )
+        )
+        segment = segment.with_answer(Answer(turn.step, partial, offset))
+    await db.execute(
+        update(TurnRow).where(TurnRow.id == turn.id).values(error=ending.error, **ended(ending.status)),
+        execution_options={"synchronize_session": False},
+    )
+    await touch(db, turn.chat_id, active_channel_id=None)
+    if ending.status == Status.FAILED:
+        return replace(segment, end=("error", {"error": ending.error}))
+    return replace(segment, end=("done", {"status": ending.status.lower()}))
+
+
+async def locked_turn(db: Db, turn_id: UUID) -> TurnRow | None:
+    """A turn as it is now, locked; None if it is gone."""
+    return await db.scalar(select(TurnRow).where(TurnRow.id == turn_id).with_for_update())
+
+
+async def settle_canceled(db: Db, segment: Segment, partial: tuple[Runs, int]) -> Segment | None:
+    """Complete the end of a canceled turn: the segment with its end; None if there is nothing left to do."""
+    turn = await locked_turn(db, segment.turn_id)
+    if turn is None or turn.status != Status.CANCELLED or turn.finished_at is not None:
+        return None
+    return await close(db, turn, segment, Ending(Status.CANCELLED, partial=partial))
+
+
+async def touch(db: Db, chat_id: UUID, **values: object) -> None:
+    """Note that something was said in a chat."""
+    now = func.clock_timestamp()
+    await db.execute(
+        update(ChatRow).where(ChatRow.id == chat_id).values(updated_at=now, last_message_at=now, **values),
+        execution_options={"synchronize_session": False},
+    )
+
+
+async def add_results(db: Db, turn: TurnRow, step: int, calls: Sequence[Call]) -> None:
+    """Put the results of a step's calls into the conversation."""
+    rows = [
+        {
+            "chat_id": turn.chat_id,
+            "turn_id": turn.id,
+            "step": step,
+            "role": "tool",
+            "content": call.result or "",
+            "tool_call_id": call.id,
+            "name": call.name,
+        }
+        for call in calls
+    ]
+    if rows:
+        await db.execute(insert(MessageRow), rows)
+
+
+def shown_call(call: Call) -> dict[str, JsonValue]:
+    """A call in the form clients know."""
+    function: dict[str, JsonValue] = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function, "description": call.description}
+
+
+def added(usage: Mapping[str, JsonValue], more: Usage) -> dict[str, JsonValue]:
+    """The usage of a turn with one more model call; no prices are known."""
+    known = {key: value for key, value in usage.items() if isinstance(value, int)}
+    prompt, completion = more.prompt_tokens, more.completion_tokens
+    return {
+        "calls": known.get("calls", 0) + 1,
+        "prompt_tokens": known.get("prompt_tokens", 0) + prompt,
+        "completion_tokens": known.get("completion_tokens", 0) + completion,
+        "total_tokens": known.get("total_tokens", 0) + prompt + completion,
+        "cache_read_tokens": known.get("cache_read_tokens", 0) + more.cache_read_tokens,
+        "cache_write_tokens": known.get("cache_write_tokens", 0) + more.cache_write_tokens,
+        "cost_usd": None,
+        "unpriced_calls": known.get("unpriced_calls", 0) + 1,
+        "errors": known.get("errors", 0),
+    }

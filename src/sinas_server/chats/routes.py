@@ -1,0 +1,257 @@
+"""Chats over HTTP: managing them, talking in them, and following what an agent does."""
+
+from collections.abc import Mapping
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+
+from sinas_server.backends.stream import START, Position, StreamLostError, StreamUnavailableError
+from sinas_server.chats import stop
+from sinas_server.chats.approval import Decision, decide, pending_approvals
+from sinas_server.chats.chat import (
+    ChatFilter,
+    Wanted,
+    chat_agent,
+    create_chat,
+    find_chat,
+    list_chats,
+    own_chat,
+)
+from sinas_server.chats.follow import deleted, follow
+from sinas_server.chats.live import topic
+from sinas_server.chats.send import answered, finished
+from sinas_server.chats.start import Started, start_turn
+from sinas_server.chats.tables import QUEUE, ChannelRow, ChatRow, MessageRow, TurnRow
+from sinas_server.chats.views import (
+    AgentChatCreateRequest,
+    ApprovalResponse,
+    ChatResponse,
+    ChatUpdate,
+    ChatWithMessages,
+    MessageResponse,
+    MessageSendRequest,
+    PendingApprovalResponse,
+    SentResponse,
+    StopResponse,
+    ToolApprovalRequest,
+    TurnResponse,
+)
+from sinas_server.kernel.errors import ConflictError, InvalidError, NotFoundError
+from sinas_server.kernel.http import CurrentCaller, CurrentDb, Run, new_router
+from sinas_server.kernel.job import cancel_topic
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Db
+
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+EVENTS = "Server-sent events until `done` or `error`."
+EVENT_STREAM: Mapping[int | str, dict[str, object]] = {
+    200: {"content": {"text/event-stream": {}}, "description": EVENTS}
+}
+
+
+async def _create(
+    namespace: str, agent_name: str, body: AgentChatCreateRequest, db: CurrentDb, caller: CurrentCaller
+) -> ChatResponse:
+    agent = await chat_agent(db, caller, namespace, agent_name)
+    wanted = Wanted(
+        input=body.input or {},
+        title=body.title,
+        expires_in=body.expires_in,
+        job_timeout=body.job_timeout,
+        keep_alive=body.keep_alive,
+    )
+    return ChatResponse.of(await create_chat(db, caller, agent, wanted))
+
+
+async def _list(
+    db: CurrentDb,
+    caller: CurrentCaller,
+    response: Response,
+    only: Annotated[ChatFilter, Query()],
+) -> list[ChatResponse]:
+    """Without `limit` and `cursor` all of them, up to a thousand (then `X-Truncated: true`); with one of them a page,
+    and `X-Next-Cursor` if there is another."""
+    found = await list_chats(db, caller, only)
+    if found.next_cursor is not None:
+        response.headers["X-Next-Cursor"] = found.next_cursor
+    if found.truncated:
+        response.headers["X-Truncated"] = "true"
+    return [ChatResponse.of(chat) for chat in found.chats]
+
+
+async def _get(chat_id: UUID, db: CurrentDb, caller: CurrentCaller) -> ChatWithMessages:
+    chat = await find_chat(db, caller, chat_id, "read")
+    last = await db.scalar(
+        select(TurnRow).where(TurnRow.chat_id == chat.id).order_by(TurnRow.created_at.desc()).limit(1)
+    )
+    return ChatWithMessages(
+        **ChatResponse.of(chat).model_dump(),
+        messages=await _said(db, chat.id),
+        pending_approvals=[PendingApprovalResponse.of(call) for call in await pending_approvals(db, chat.id)],
+        last_turn=None if last is None else TurnResponse.of(last),
+    )
+
+
+async def _said(db: Db, chat_id: UUID) -> list[MessageResponse]:
+    rows = await db.scalars(select(MessageRow).where(MessageRow.chat_id == chat_id).order_by(MessageRow.seq))
+    return [MessageResponse.of(row) for row in rows]
+
+
+async def _messages(chat_id: UUID, db: CurrentDb, caller: CurrentCaller) -> list[MessageResponse]:
+    return await _said(db, (await find_chat(db, caller, chat_id, "read")).id)
+
+
+async def _update(chat_id: UUID, body: ChatUpdate, db: CurrentDb, caller: CurrentCaller) -> ChatResponse:
+    chat = await find_chat(db, caller, chat_id, "update", lock=True)
+    values = {key: value for key, value in body.model_dump().items() if value is not None}
+    if not values:
+        return ChatResponse.of(chat)
+    statement = update(ChatRow).where(ChatRow.id == chat.id).values(**values, updated_at=func.now()).returning(ChatRow)
+    try:
+        async with db.begin_nested():
+            changed = (await db.execute(statement, execution_options={"populate_existing": True})).scalar_one()
+    except IntegrityError as error:
+        raise ConflictError(f"another chat is active under the session key '{chat.session_key}'") from error
+    return ChatResponse.of(changed)
+
+
+async def _delete(chat_id: UUID, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> None:
+    """A turn that is running stops."""
+    chat = await find_chat(db, caller, chat_id, "delete", lock=True)
+    active = chat.active_channel_id
+    await db.execute(delete(ChatRow).where(ChatRow.id == chat.id))
+    if active is not None:
+        db.after_commit(lambda: _end_deleted(runtime, active))
+
+
+async def _end_deleted(runtime: Runtime, channel_id: UUID) -> None:
+    await runtime.signals.signal(cancel_topic(QUEUE))
+    try:
+        await runtime.streams.append(str(channel_id), [deleted()])
+    except (StreamLostError, StreamUnavailableError):
+        return  # readers find out by themselves
+    await runtime.signals.signal(topic(channel_id))
+    await runtime.streams.expire(str(channel_id), 60)
+
+
+async def _send(
+    chat_id: UUID, body: MessageSendRequest, runtime: Run, caller: CurrentCaller, request: Request
+) -> SentResponse:
+    """Waits for the turn; if the client goes away, the turn goes on."""
+    started = await _start(chat_id, body, runtime, caller)
+    return await answered(runtime, await finished(runtime, started.turn_id, request))
+
+
+async def _start(chat_id: UUID, body: MessageSendRequest, runtime: Runtime, caller: CurrentCaller) -> Started:
+    async with runtime.database.unit() as db:
+        chat = await own_chat(db, caller, chat_id)
+        return await start_turn(db, runtime, caller, chat, body.content, include_thinking=body.include_thinking)
+
+
+async def _stream(chat_id: UUID, body: MessageSendRequest, runtime: Run, caller: CurrentCaller) -> StreamingResponse:
+    """If the connection breaks, the turn goes on: read on at `/chats/{chat_id}/stream/{channel_id}`."""
+    started = await _start(chat_id, body, runtime, caller)
+    return _events(runtime, started.chat_id, started.channel_id, START)
+
+
+def _events(runtime: Runtime, chat_id: UUID, channel_id: UUID, after: Position) -> StreamingResponse:
+    headers = {**STREAM_HEADERS, "X-Chat-ID": str(chat_id), "X-Channel-ID": str(channel_id)}
+    return StreamingResponse(follow(runtime, channel_id, after), media_type="text/event-stream", headers=headers)
+
+
+LastId = Annotated[str, Query(description="The id of the last event seen; `0` for all.")]
+LastEventId = Annotated[str | None, Header(description="The same, as browsers send it; wins over `last_id`.")]
+
+
+async def _read(
+    chat_id: UUID,
+    channel_id: UUID,
+    runtime: Run,
+    caller: CurrentCaller,
+    last_id: LastId = "0",
+    last_event_id: LastEventId = None,
+) -> StreamingResponse:
+    """Every event after the given one, then what happens, until `done` or `error`."""
+    after = _position(last_id, last_event_id)
+    async with runtime.database.unit() as db:
+        chat = await find_chat(db, caller, chat_id, "read")
+        known = await db.scalar(select(ChannelRow.id).where(ChannelRow.id == channel_id, ChannelRow.chat_id == chat.id))
+    if known is None:
+        raise NotFoundError("channel not found")
+    return _events(runtime, chat.id, channel_id, after)
+
+
+def _position(last_id: str, last_event_id: str | None) -> Position:
+    where = ("header", "Last-Event-ID") if last_event_id else ("query", "last_id")
+    try:
+        return Position.parse(last_event_id or last_id)
+    except ValueError as error:
+        raise InvalidError([(where, "must be the id of an event, like 1-20")]) from error
+
+
+async def _approve(
+    chat_id: UUID, tool_call_id: str, body: ToolApprovalRequest, runtime: Run, db: CurrentDb, caller: CurrentCaller
+) -> ApprovalResponse:
+    """Once no call of the answer waits any more, the agent goes on: follow the channel."""
+    chat = await own_chat(db, caller, chat_id)
+    decision = Decision(body.approved, always=bool(body.always_allow))
+    channel_id, queued = await decide(db, runtime, caller, chat, tool_call_id, decision)
+    verdict = "approved" if body.approved else "rejected"
+    return ApprovalResponse(
+        status=verdict,
+        tool_call_id=tool_call_id,
+        channel_id=str(channel_id),
+        message=f"Call {verdict}; " + ("the agent goes on" if queued else "other calls still wait for a decision"),
+        resume="queued" if queued else "waiting",
+    )
+
+
+async def _stop(chat_id: UUID, runtime: Run, caller: CurrentCaller) -> StopResponse:
+    """What the agent said so far is kept."""
+    async with runtime.database.unit() as db:
+        chat = await find_chat(db, caller, chat_id, "update", lock=True)
+        turn = await stop.stop_turn(db, runtime, chat.id)
+    if turn is None:
+        return StopResponse(status="idle")
+    await stop.await_stop(runtime, turn.id)
+    return StopResponse(status="stopped")
+
+
+def _chats_router() -> APIRouter:
+    router = new_router("", "chats")
+    router.post("/agents/{namespace}/{agent_name}/chats", summary="Create a chat with an agent", name="create")(_create)
+    router.get("/chats", summary="List one's chats", name="list")(_list)
+    router.get("/chats/{chat_id}", summary="Get a chat with its messages", name="get")(_get)
+    router.put("/chats/{chat_id}", summary="Update a chat", name="update")(_update)
+    router.delete("/chats/{chat_id}", status_code=204, summary="Delete a chat", name="delete")(_delete)
+    router.get("/chats/{chat_id}/messages", summary="List the messages of a chat", name="messages")(_messages)
+    router.post("/chats/{chat_id}/messages", summary="Send a message and wait for the answer", name="send")(_send)
+    router.post(
+        "/chats/{chat_id}/messages/stream",
+        summary="Send a message and stream the answer",
+        name="stream",
+        responses=dict(EVENT_STREAM),
+        response_class=StreamingResponse,
+    )(_stream)
+    router.get(
+        "/chats/{chat_id}/stream/{channel_id}",
+        summary="Read on a stream",
+        name="read",
+        responses=dict(EVENT_STREAM),
+        response_class=StreamingResponse,
+    )(_read)
+    router.post(
+        "/chats/{chat_id}/approve-tool/{tool_call_id}",
+        status_code=202,
+        summary="Approve or reject a call",
+        name="approve",
+    )(_approve)
+    router.post("/chats/{chat_id}/stop", summary="Stop the agent", name="stop")(_stop)
+    return router
+
+
+chats_router = _chats_router()

@@ -1,0 +1,89 @@
+"""Stopping a turn: its worker keeps what was said so far; where there is no worker, whoever looks does."""
+
+from contextlib import suppress
+from uuid import UUID
+
+from sqlalchemy import func, or_, select, update
+
+from sinas_server.backends.stream import START, StreamUnavailableError
+from sinas_server.chats.events import Segment, spoken
+from sinas_server.chats.live import Channel
+from sinas_server.chats.record import Ending, close, read_channel, read_segment, read_turn, settle_canceled, within
+from sinas_server.chats.start import open_turn, wait_turn
+from sinas_server.chats.tables import QUEUE, Status, TurnRow
+from sinas_server.kernel.job import InterruptedWorkError, cancel_topic
+from sinas_server.kernel.loop import Loop
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Db
+
+WAIT_SECONDS = 2.0
+"""How long a worker has to say that it stopped."""
+SWEEP_SECONDS = 5.0
+
+
+async def stop_turn(db: Db, runtime: Runtime, chat_id: UUID) -> TurnRow | None:
+    """Cancel the chat's open turn, if there is one: its row before, for `await_stop` after this transaction."""
+    turn = await open_turn(db, chat_id)
+    if turn is None:
+        return None
+    if turn.status == Status.RUNNING:
+        await db.execute(
+            update(TurnRow).where(TurnRow.id == turn.id).values(status=Status.CANCELLED),
+            execution_options={"synchronize_session": False},
+        )
+        db.after_commit(lambda: runtime.signals.signal(cancel_topic(QUEUE)))
+        return turn
+    channel = await read_channel(within(db), turn.channel_id)
+    if channel is not None and turn.status != Status.CANCELLED:
+        segment = await close(db, turn, await read_segment(within(db), channel, turn), Ending(Status.CANCELLED))
+        db.after_commit(lambda: _send_end(runtime, segment))
+    return turn
+
+
+async def await_stop(runtime: Runtime, turn_id: UUID) -> None:
+    """Wait until the worker has settled a canceled turn; settle it here if it does not."""
+    turn = await wait_turn(runtime, turn_id, WAIT_SECONDS)
+    if turn.finished_at is None:
+        await settle(runtime, turn_id)
+
+
+async def settle(runtime: Runtime, turn_id: UUID) -> None:
+    """Do for a canceled turn what its worker did not: keep the text that readers have, and end its channel."""
+    turn = await read_turn(runtime.database.read, turn_id)
+    channel = await read_channel(runtime.database.read, turn.channel_id) if turn is not None else None
+    if turn is None or channel is None:
+        return
+    segment = await read_segment(runtime.database.read, channel, turn)
+    try:
+        _, events = await runtime.streams.read(str(channel.id), START)
+    except StreamUnavailableError:
+        events = []
+    offset, said = spoken(events, turn.step)
+    async with runtime.database.unit() as db:
+        settled = await settle_canceled(db, segment, (said, offset))
+    if settled is not None:
+        await _send_end(runtime, settled)
+
+
+async def _send_end(runtime: Runtime, segment: Segment) -> None:
+    """Tell readers the end; without Redis they find it in the journal."""
+    channel = Channel(runtime, segment.channel_id, patience_seconds=0)
+    with suppress(InterruptedWorkError):
+        await channel.open(segment, interrupted=True)
+        await channel.finish(segment)
+
+
+async def _sweep(runtime: Runtime) -> None:
+    """Settle canceled turns whose workers are gone."""
+    left = await runtime.database.rows(
+        select(TurnRow.id).where(
+            TurnRow.status == Status.CANCELLED,
+            TurnRow.finished_at.is_(None),
+            or_(TurnRow.lease_until.is_(None), TurnRow.lease_until < func.now()),
+        )
+    )
+    for row in left:
+        await settle(runtime, row.id)
+
+
+SETTLE_LOOP = Loop(name="settle canceled turns", every_seconds=SWEEP_SECONDS, step=_sweep)

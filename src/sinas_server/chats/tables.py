@@ -1,0 +1,210 @@
+"""The record of conversations: chats, messages, turns (also the queue entries), tool calls and channels."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from pydantic import JsonValue
+from sqlalchemy import ARRAY, JSON, BigInteger, ForeignKey, Identity, Index, String, UniqueConstraint, Uuid, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sinas_server.kernel.tables import Base, Leased, queue_index
+
+QUEUE = "turns"
+
+
+class Status(StrEnum):
+    """Where a turn stands."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    """It waits for people and holds no worker."""
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+OPEN = (Status.PENDING, Status.RUNNING, Status.SUSPENDED)
+
+
+class CallStatus(StrEnum):
+    """Where a tool call stands."""
+
+    AWAITING = "awaiting_approval"
+    PENDING = "pending"
+    """It may be carried out, or was rejected and its result not yet written."""
+    DONE = "done"
+
+
+class ChatRow(Base):
+    """A conversation of one user with one agent."""
+
+    __tablename__ = "chats"
+    __table_args__ = (
+        Index("ix_chats_user", "user_id", "updated_at", "id"),
+        Index("ix_chats_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+        # One conversation per agent and key; an archived one has given its key back.
+        Index(
+            "uq_chats_session",
+            "agent_id",
+            "session_key",
+            unique=True,
+            postgresql_where=text("session_key IS NOT NULL AND NOT archived"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    user_id: Mapped[UUID]
+    user_email: Mapped[str]
+    agent_id: Mapped[UUID]
+    agent_namespace: Mapped[str] = mapped_column(String(255))
+    agent_name: Mapped[str] = mapped_column(String(255))
+    title: Mapped[str]
+    archived: Mapped[bool] = mapped_column(server_default=text("false"))
+    session_key: Mapped[str | None]
+    input: Mapped[dict[str, JsonValue]] = mapped_column(JSON(none_as_null=True))
+    job_timeout: Mapped[int | None]
+    keep_alive: Mapped[bool | None]
+    always_allowed: Mapped[list[str]] = mapped_column(JSON(none_as_null=True), server_default=text("'[]'"))
+    """Tools (`toolset:target`) the user has approved once and for all in this chat."""
+    active_channel_id: Mapped[UUID | None]
+    expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_message_at: Mapped[datetime | None]
+
+
+class TurnRow(Leased, Base):
+    """The work on one user message: for whom, how far it is, and how it ended."""
+
+    __tablename__ = "turns"
+    __table_args__ = (
+        queue_index("turns"),
+        Index("ix_turns_chat", "chat_id", "created_at"),
+        Index(
+            "ix_turns_unsettled",
+            "lease_until",
+            postgresql_where=text("status = 'CANCELLED' AND finished_at IS NULL"),
+        ),
+        Index(
+            "uq_turns_open",
+            "chat_id",
+            unique=True,
+            postgresql_where=text("status IN ('PENDING', 'RUNNING', 'SUSPENDED')"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+
+    # For whom: the principal whose rights of the moment count.
+    user_id: Mapped[UUID]
+    api_key_id: Mapped[UUID | None]
+    owner_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default=text("'{}'"))
+    via: Mapped[str] = mapped_column(String(16))
+
+    channel_id: Mapped[UUID]
+    """Where its events go now; an approval opens another channel."""
+    step: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many rounds of tool calls are behind it."""
+    structured: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether the agent has an `output_schema`, so that its answer is sent in one piece."""
+    include_thinking: Mapped[bool] = mapped_column(server_default=text("false"))
+    timeout: Mapped[float]
+    worked_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    progress_attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    """The last attempt that got a step further."""
+    usage: Mapped[dict[str, JsonValue]] = mapped_column(JSON(none_as_null=True), server_default=text("'{}'"))
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it goes no further by itself: it has ended, or waits for people."""
+        return self.finished_at is not None or self.status == Status.SUSPENDED
+
+
+class MessageRow(Base):
+    """What was said: by the user, by the model, or by a tool."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        Index("ix_messages_chat", "chat_id", "seq"),
+        Index("uq_messages_answer", "turn_id", "step", unique=True, postgresql_where=text("role = 'assistant'")),
+        Index("uq_messages_result", "turn_id", "tool_call_id", unique=True, postgresql_where=text("role = 'tool'")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    seq: Mapped[int] = mapped_column(BigInteger, Identity())
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    turn_id: Mapped[UUID | None]
+    step: Mapped[int | None]
+    role: Mapped[str] = mapped_column(String(16))
+    content: Mapped[str | None]
+    parts: Mapped[list[JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    """Multimodal content, as the client sent it; `content` is then empty."""
+    tool_calls: Mapped[list[JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    tool_call_id: Mapped[str | None]
+    name: Mapped[str | None]
+    native: Mapped[JsonValue] = mapped_column(JSON(none_as_null=True), nullable=True)
+    """The provider's own form of an answer."""
+    usage: Mapped[dict[str, JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    stream_offset: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The position of the `restart` event that the answer's text follows on its channel; 0 for none."""
+    runs: Mapped[list[JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    """The answer as it was streamed, `[kind, text]` by turns, where reasoning was sent too."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class ToolCallRow(Base):
+    """One call a model asked for. Its result, once here, is never asked for again."""
+
+    __tablename__ = "tool_calls"
+    __table_args__ = (UniqueConstraint("chat_id", "tool_call_id", name="uq_tool_calls_shown"),)
+
+    turn_id: Mapped[UUID] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True)
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    tool_call_id: Mapped[str]
+    """The id shown to clients and to the model from now on."""
+    provider_call_id: Mapped[str]
+    name: Mapped[str]
+    arguments: Mapped[str]
+    arguments_hash: Mapped[str] = mapped_column(String(64))
+    """Of what is called with which arguments: what an approval is about."""
+    tool: Mapped[dict[str, JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    """How to find what is called; none for a name that no tool has."""
+    description: Mapped[str]
+    status: Mapped[str] = mapped_column(String(32))
+    requires_approval: Mapped[bool]
+    approved: Mapped[bool | None]
+    approved_hash: Mapped[str | None] = mapped_column(String(64))
+    decided_by: Mapped[UUID | None]
+    decided_at: Mapped[datetime | None]
+    result: Mapped[str | None]
+    is_error: Mapped[bool] = mapped_column(server_default=text("false"))
+    finish_order: Mapped[int | None]
+    """As which of its step's calls it finished, counted from 1."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ChannelRow(Base):
+    """One stretch of a turn's events, from a start to an end or a pause; clients replay it from its beginning."""
+
+    __tablename__ = "channels"
+    __table_args__ = (Index("ix_channels_turn", "turn_id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    turn_id: Mapped[UUID] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"))
+    first_step: Mapped[int] = mapped_column(server_default=text("0"))
+    after_approval: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether it begins with the calls of `first_step` that were decided on."""
+    suspended_step: Mapped[int | None]
+    """The step whose approvals ended it."""
+    awaiting: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    """Of a channel that only repeats which calls still wait for a decision: their indexes."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
