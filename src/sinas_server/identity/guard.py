@@ -37,6 +37,12 @@ def require_on(caller: Caller, resource: str, action: str, owner: UUID | None, w
     raise NotFoundError(f"{what} not found")
 
 
+def require_for_role(caller: Caller, keys: Iterable[str], what: str) -> None:
+    """The same for what goes through a role; administrators may also give permissions of other services."""
+    if not caller.has(EVERYTHING):
+        require_all(caller, keys, what)
+
+
 async def administrators(db: Db) -> int:
     """How many active users hold everything."""
     holders = (

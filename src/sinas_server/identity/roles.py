@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
-from sinas_server.identity.guard import keep_an_administrator, require_all, require_on
+from sinas_server.identity.guard import keep_an_administrator, require_for_role, require_on
 from sinas_server.identity.reference import (
     DESCRIPTIONS,
     PermissionReference,
@@ -250,7 +250,7 @@ async def set_permission(
     check_key(body.permission_key, ("body", "permission_key"))
     role = await _editable(db, caller, name, "update")
     if body.permission_value:
-        require_all(caller, [body.permission_key], "the role would hold")
+        require_for_role(caller, [body.permission_key], "the role would hold")
     new = upsert(RolePermissionRow).values(role_id=role.id, **body.model_dump())
     new = new.on_conflict_do_update(
         index_elements=["role_id", "permission_key"],
@@ -302,5 +302,5 @@ async def _editable(db: Db, caller: Caller, name: str, action: str) -> RoleRow:
     keys = select(RolePermissionRow.permission_key).where(
         RolePermissionRow.role_id == role.id, RolePermissionRow.permission_value
     )
-    require_all(caller, sorted((await db.execute(keys)).scalars()), f"the role '{name}' holds")
+    require_for_role(caller, sorted((await db.execute(keys)).scalars()), f"the role '{name}' holds")
     return role
