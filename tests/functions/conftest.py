@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import httpx2
@@ -12,7 +13,6 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import JsonValue
 
-from sinas_server.backends.sandbox import Sandbox
 from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
 from sinas_server.backends.stream.redis import RedisSignals
 from sinas_server.functions.executions import RESOURCES
@@ -27,7 +27,8 @@ from sinas_server.kernel.runtime import Runtime
 from tests.people import Person
 
 ECHO = "def handler(input_data, context):\n    return input_data\n"
-Declare = Callable[..., Awaitable[dict[str, JsonValue]]]
+Json = dict[str, Any]
+Declare = Callable[..., Awaitable[Json]]
 
 
 @pytest.fixture
@@ -71,34 +72,62 @@ async def port(app: FastAPI) -> AsyncIterator[int]:
         await task
 
 
-@pytest.fixture
-async def sandbox(port: int) -> AsyncIterator[Sandbox]:
-    made = open_sandbox(SandboxConfig(min_size=1, min_idle=1, max_size=12, platform_port=port))
-    await made.start()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def worker(runtime: Runtime, sandbox: Sandbox) -> AsyncIterator[Worker[Any]]:
-    """A function worker with two slots."""
-    made = Worker(dataclasses.replace(runtime, sandbox=sandbox, worker_name="functions-test"), EXECUTION_JOB, 2)
+@asynccontextmanager
+async def working(runtime: Runtime, name: str = "functions-test", port: int = 8000) -> AsyncIterator[Worker[Any]]:
+    """A function worker with two slots and a sandbox of its own, while the block runs."""
+    sandbox = open_sandbox(SandboxConfig(min_size=1, min_idle=1, max_size=12, platform_port=port))
+    await sandbox.start()
+    made = Worker(dataclasses.replace(runtime, sandbox=sandbox, worker_name=name), EXECUTION_JOB, 2)
     task = asyncio.create_task(made.run())
-    yield made
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    try:
+        yield made
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await sandbox.close()
+
+
+@pytest.fixture
+async def worker(runtime: Runtime, port: int) -> AsyncIterator[Worker[Any]]:
+    """A function worker whose sandbox reaches the API."""
+    async with working(runtime, port=port) as made:
+        yield made
 
 
 @pytest.fixture
 def declare(user: Person) -> Declare:
     """Creates a function of the user: `await declare("name", code, **fields)`."""
 
-    async def create(
-        name: str, code: str = ECHO, by: httpx2.AsyncClient = user.http, **fields: JsonValue
-    ) -> dict[str, JsonValue]:
+    async def create(name: str, code: str = ECHO, by: httpx2.AsyncClient = user.http, **fields: JsonValue) -> Json:
         body = {"name": name, "code": code, "input_schema": {}, "output_schema": {}, **fields}
         answer = await by.post("/api/v1/functions", json=body)
         assert answer.status_code == 201, answer.text
-        return cast(dict[str, JsonValue], answer.json())
+        return cast(Json, answer.json())
 
     return create
+
+
+async def run(
+    person: Person,
+    name: str,
+    given: JsonValue = None,
+    *,
+    timeout: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Json:
+    """The answer of a synchronous execution."""
+    body = {"input": given or {}, "timeout": timeout}
+    path = f"/functions/default/{name}/execute"
+    answer = await person.http.post(path, json=body, headers=headers, timeout=90)
+    assert answer.status_code == 200, answer.text
+    return cast(Json, answer.json())
+
+
+async def until(person: Person, execution_id: str, status: str) -> Json:
+    """An execution as soon as it has this status."""
+    while True:
+        answer = await person.http.get(f"/executions/{execution_id}")
+        assert answer.status_code == 200, answer.text
+        if answer.json()["status"] == status:
+            return cast(Json, answer.json())
+        await asyncio.sleep(0.02)

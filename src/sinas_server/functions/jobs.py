@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TypeVar
 
-import orjson
 import structlog
 from pydantic import JsonValue
 from sqlalchemy import ColumnElement, func, select, update
@@ -23,7 +22,6 @@ from sinas_server.kernel.job import Claim, Job
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.secret import SecretContext
 from sinas_server.kernel.tables import ResourceRow
-from sinas_server.kit.json import MAX_DEPTH, is_deeper
 from sinas_server.kit.schema import violations
 
 log = structlog.get_logger()
@@ -187,7 +185,7 @@ def _task(runtime: Runtime, row: ExecutionRow, function: FunctionSpec, token: st
 
 
 def _judged(row: ExecutionRow, function: FunctionSpec, outcome: Outcome) -> End:
-    """What the sandbox reports, checked against what can be stored and what was declared."""
+    """What the sandbox reports, checked against what was declared."""
     stderr = outcome.stderr
     if outcome.entry_point not in (None, "handler"):
         log.warning("legacy entry point", function=f"{row.namespace}/{row.name}", entry_point=outcome.entry_point)
@@ -197,8 +195,6 @@ def _judged(row: ExecutionRow, function: FunctionSpec, outcome: Outcome) -> End:
         error = _time_limit(row) if outcome.ending is Ending.TIMEOUT else _text(outcome.error or outcome.ending)
         trace = _text(outcome.traceback) if outcome.traceback else None
         return replace(end, cause=CAUSES[outcome.ending], error=error, traceback=trace)
-    if problem := _unstorable(outcome.result):
-        return replace(end, cause=Cause.ERROR, error=f"The result cannot be returned: {problem}")
     found = violations(function.output_schema, outcome.result)
     if found:
         problems = "; ".join(str(problem) for problem in found)
@@ -210,18 +206,8 @@ def _time_limit(row: ExecutionRow) -> str:
     return f"Time limit exceeded: {row.timeout:g} seconds ({LIMIT_NAMES.get(row.timeout_from, 'FUNCTION_TIMEOUT')})"
 
 
-def _unstorable(result: JsonValue) -> str | None:
-    if is_deeper(result, MAX_DEPTH):
-        return f"it is nested more than {MAX_DEPTH} deep"
-    try:
-        orjson.dumps(result)
-    except TypeError as error:  # integers beyond 64 bits, lone surrogates
-        return str(error)
-    return None
-
-
 def _text(text: str) -> str:
-    """Text that PostgreSQL can hold: no NUL, no lone surrogates."""
+    """Text that PostgreSQL can hold."""
     return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
