@@ -193,6 +193,19 @@ async def test_a_refused_port_is_a_connection_refused(world: World) -> None:
     assert (await world.run(code)).result == "refused"
 
 
+@pytest.mark.parametrize(
+    ("name", "error"), [("a b", "gaierror"), ("x\\r\\ny", "gaierror"), ("bücher.test", "gaierror")]
+)
+async def test_odd_names(world: World, name: str, error: str) -> None:
+    code = f"""import socket
+def handler(i, c):
+    try: socket.create_connection(('{name}', 80))
+    except OSError as e: return [type(e).__name__, str(e)]"""
+    outcome = await world.run(code)
+    assert isinstance(outcome.result, list)
+    assert outcome.result[0] == error, outcome
+
+
 async def test_connections_inside_the_sandbox_stay_inside(world: World) -> None:
     code = """import socket, threading
 def handler(i, c):

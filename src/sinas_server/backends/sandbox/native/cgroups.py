@@ -66,6 +66,7 @@ class Slot:
         if self.version == 1:
             memory, pids, cpu = self.directories
             yield memory / "memory.limit_in_bytes", limits.memory_bytes
+            yield memory / "memory.swappiness", 0
             yield pids / "pids.max", limits.processes
             yield cpu / "cpu.cfs_period_us", CPU_PERIOD
             yield cpu / "cpu.cfs_quota_us", quota

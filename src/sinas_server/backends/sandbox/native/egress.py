@@ -183,7 +183,7 @@ class EgressProxy:
             if answer:
                 writer.write(answer)
                 await writer.drain()
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the guest went away or does not speak our language
         finally:
             writer.close()

@@ -256,6 +256,7 @@ class Pool:
         await self.zygote.close()
         while self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
+        await self.zygote.close()  # one that was being started meanwhile
         for _ in range(CLOSE_ATTEMPTS):
             if self._groups is None or self._groups.close():
                 return

@@ -36,6 +36,17 @@ def _text(host: object) -> str:
     return host.lower() if isinstance(host, str) else ""
 
 
+def _wire(name: str) -> str:
+    """A host name as it is sent. Raises `socket.gaierror` for what cannot be one."""
+    try:
+        text = name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        text = ""
+    if not text.isprintable() or not text or " " in text:
+        raise socket.gaierror(socket.EAI_NONAME, f"{name!r} is not a host name")
+    return text
+
+
 def _is_address(host: str) -> bool:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
@@ -97,9 +108,7 @@ class Router:
     def request(self, address: Address) -> bytes:
         """The proxy request for an address: by the name it was looked up for, if any."""
         host = _text(address[0]).split("%")[0]
-        name = self._names.get(host, host)
-        if not name.isprintable() or " " in name:
-            raise socket.gaierror(socket.EAI_NONAME, "not a host name")
+        name = _wire(self._names.get(host, host))
         target = f"[{name}]" if ":" in name else name
         return f"CONNECT {target}:{address[1]} HTTP/1.1\r\n\r\n".encode()
 
@@ -137,7 +146,7 @@ class Router:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
             sock.settimeout(NON_BLOCKING_WAIT)
             sock.connect(_proxy(socket.AF_INET))
-            sock.sendall(f"RESOLVE {name} HTTP/1.1\r\n\r\n".encode("idna" if not name.isascii() else "ascii"))
+            sock.sendall(f"RESOLVE {_wire(name)} HTTP/1.1\r\n\r\n".encode())
             answer = b""
             while part := sock.recv(65536):
                 answer += part

@@ -26,7 +26,7 @@ def build(tree: Tree) -> None:
     wanted = [*tree["mounts"], *((path, path) for path in FROM_HOST)]
     found = [(os.path.realpath(source), target) for source, target in wanted if Path(source).exists()]
     copies = [(sc.detached_tree(source), target, Path(source).is_dir()) for source, target in found]
-    devices = {name: sc.detached_device(f"/dev/{name}") for name in DEVICES}
+    devices = {name: sc.detached_device(f"/dev/{name}") for name in DEVICES if Path(f"/dev/{name}").exists()}
     sc.mount("tmpfs", STAGING, "tmpfs", NO_SUID_DEV, "mode=755,size=1m,nr_inodes=2000")
     root = Path(STAGING)
     for fd, target, is_directory in copies:
