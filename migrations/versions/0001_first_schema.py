@@ -322,6 +322,7 @@ def upgrade() -> None:
     sa.ForeignKeyConstraint(['turn_id'], ['turns.id'], ondelete='CASCADE'),
     sa.PrimaryKeyConstraint('id')
     )
+    op.create_index('ix_channels_chat', 'channels', ['chat_id'], unique=False)
     op.create_index('ix_channels_turn', 'channels', ['turn_id'], unique=False)
     op.create_table('execution_grants',
     sa.Column('execution_id', sa.Uuid(), nullable=False),
@@ -377,6 +378,7 @@ def downgrade() -> None:
     op.drop_index(op.f('ix_execution_grants_api_key_id'), table_name='execution_grants')
     op.drop_table('execution_grants')
     op.drop_index('ix_channels_turn', table_name='channels')
+    op.drop_index('ix_channels_chat', table_name='channels')
     op.drop_table('channels')
     op.drop_index(op.f('ix_user_roles_role_id'), table_name='user_roles')
     op.drop_table('user_roles')
