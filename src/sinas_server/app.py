@@ -130,7 +130,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
         expose_headers=EXPOSED_HEADERS,
         max_age=86400,
     )
-    return [Middleware(CleanPath), Middleware(SecurityHeaders, https=settings.domain is not None), cors]
+    return [Middleware(SecurityHeaders, https=settings.domain is not None), cors, Middleware(CleanPath)]
 
 
 def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str = "") -> FastAPI:
@@ -142,6 +142,7 @@ def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
+        max_body_size=MAX_BODY_BYTES,
         servers=[{"url": prefix or "/"}],
     )
     install_error_handlers(app)

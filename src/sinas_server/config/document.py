@@ -1,5 +1,6 @@
 """Reading and writing configuration documents: YAML, its frame, and `${VAR}` in its values."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from typing import Any
 import yaml
 
 from sinas_server.config.files import loader
+from sinas_server.config.strict import MAX_DEPTH, check_depth
 from sinas_server.kernel.apply import Problem
 from sinas_server.kernel.declared import escaped
 
 VARIABLE = re.compile(r"\$?\$\{([A-Z_][A-Z0-9_]*)\}")
 API_PREFIX = "SINAS_VAR_"
 MAX_NODES = 200_000
-MAX_DEPTH = 60
+FRAME = ("apiVersion", "kind", "metadata", "package", "spec")
 
 
 class DocumentError(Exception):
@@ -32,6 +34,8 @@ class Document:
 
     name: str | None
     spec: Mapping[str, Any]
+    warnings: tuple[Problem, ...] = ()
+    """What of its frame was ignored."""
 
 
 Lookup = Callable[[str], str | None]
@@ -48,9 +52,11 @@ def parse(text: str, lookup: Lookup, hint: str = "", base: Path | None = None) -
     `base` is the folder of a document that may name files (see `files`).
     """
     filled = _read(text, lookup, hint, base)
-    metadata = filled.get("metadata") or {}
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    return Document(str(name) if name else None, filled.get("spec") or {})
+    # Packages name themselves in `package`, and may carry `metadata` beside it.
+    named = [part for part in (filled.get("metadata"), filled.get("package")) if isinstance(part, dict)]
+    name = next((part["name"] for part in named if isinstance(part.get("name"), str)), None)
+    ignored = [Problem(key, "this key is not known and was ignored") for key in filled if key not in FRAME]
+    return Document(name, filled.get("spec") or {}, tuple(ignored))
 
 
 def fill(text: str, lookup: Lookup, base: Path) -> str:
@@ -63,8 +69,9 @@ def fill(text: str, lookup: Lookup, base: Path) -> str:
 
 def _read(text: str, lookup: Lookup, hint: str, base: Path | None) -> dict[Any, Any]:
     try:
+        check_depth(text)
         raw = yaml.load(text, Loader=loader(base))  # noqa: S506 - a SafeLoader with two tags of ours
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise DocumentError([Problem("$", f"not valid YAML: {' '.join(str(error).split())}")]) from error
     if not isinstance(raw, dict):
         raise DocumentError([Problem("$", "must be a YAML mapping with `apiVersion`, `kind` and `spec`")])
@@ -81,7 +88,7 @@ def _frame_problems(document: dict[Any, Any]) -> list[Problem]:
     if document.get("apiVersion") != "sinas.co/v1":
         problems.append(Problem("apiVersion", "must be sinas.co/v1"))
     if document.get("kind") not in ("SinasConfig", "SinasPackage"):
-        problems.append(Problem("kind", "must be SinasConfig"))
+        problems.append(Problem("kind", "must be SinasConfig or SinasPackage"))
     if not isinstance(document.get("spec") or {}, dict):
         problems.append(Problem("spec", "must be a mapping of sections"))
     return problems
@@ -106,12 +113,14 @@ class _Filler:
         if isinstance(value, list):
             return [self.fill(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
         if isinstance(value, str):
-            if "\x00" in value:
-                self.problems.append(Problem(path, "NUL characters cannot be stored"))
+            if "\x00" in value or re.search("[\ud800-\udfff]", value):
+                self.problems.append(Problem(path, "NUL characters and lone surrogates cannot be stored"))
             return VARIABLE.sub(lambda found: self._value(found, path), value)
-        if value is None or isinstance(value, (bool, int, float)):
+        if value is None or isinstance(value, bool) or _is_plain_number(value):
             return value
-        return str(value)  # dates and the like, as YAML wrote them
+        what = "this number" if isinstance(value, (int, float)) else f"a YAML {type(value).__name__}"
+        self.problems.append(Problem(path, f"{what} cannot be stored"))
+        return None
 
     def _value(self, found: re.Match[str], path: str) -> str:
         if found[0].startswith("$$"):
@@ -121,6 +130,12 @@ class _Filler:
             self.problems.append(Problem(path, f"variable ${{{found[1]}}} is not set{self.hint}"))
             return ""
         return value
+
+
+def _is_plain_number(value: object) -> bool:
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return isinstance(value, float) and math.isfinite(value)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -7,22 +7,24 @@ from pathlib import Path
 
 import yaml
 
+from sinas_server.config.strict import StrictLoader
+
 MAX_FILE_BYTES = 2_000_000
 
 
-def loader(base: Path | None) -> type[yaml.SafeLoader]:
+def loader(base: Path | None) -> type[StrictLoader]:
     """A YAML loader whose tags read below `base`; without one it refuses them."""
 
-    class Loader(yaml.SafeLoader):
+    class Loader(StrictLoader):
         """Safe YAML, and files."""
 
-    def file(found: yaml.SafeLoader, node: yaml.Node) -> str:
+    def file(found: StrictLoader, node: yaml.Node) -> str:
         """`!file PATH`: the text of a file."""
         if not isinstance(node, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, "!file takes one path", node.start_mark)
         return _text(base, str(found.construct_scalar(node)), node)
 
-    def python(found: yaml.SafeLoader, node: yaml.Node) -> str:
+    def python(found: StrictLoader, node: yaml.Node) -> str:
         """`!python {file: PATH, data: {NAME: PATH}}`: code whose first line holds each data file as a string NAME."""
         given = found.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else {}
         data = given.get("data") or {}

@@ -1,5 +1,6 @@
 """Validate, apply and export over HTTP."""
 
+import asyncio
 import os
 from typing import Annotated
 
@@ -83,10 +84,11 @@ class ApplyResponse(BaseModel):
 
 async def apply_text(db: Db, runtime: Runtime, request: ApplyRequest, caller: Caller) -> Report:
     """Apply a document sent through the API. Raises `DocumentError`."""
-    document = parse(request.config, api_lookup(os.environ), HINT)
+    document = await asyncio.to_thread(parse, request.config, api_lookup(os.environ), HINT)
     order = Order(caller, Managed("config", document.name), request.force)
     kinds = tuple(runtime.kinds.values())
     report = await apply(db, order, kinds, document.spec, dry_run=request.dryRun)
+    report.warnings[:0] = document.warnings
     if not request.dryRun and not report.errors:
         await audit(db, caller, "config.apply", ("config", document.name or ""), {"changes": len(report.changes)})
     return report

@@ -36,7 +36,7 @@ async def apply_file(runtime: Runtime, caller: Caller, path: Path) -> bool:
         order = Order(caller, Managed("config", document.name))
         async with runtime.database.unit() as db:
             report = await apply(db, order, tuple(runtime.kinds.values()), document.spec)
-        for warning in report.warnings:
+        for warning in (*document.warnings, *report.warnings):
             log.warning("configuration file", at=warning.path, message=warning.message)
         problems = report.errors
         if not problems:

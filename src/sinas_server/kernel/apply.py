@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from sinas_server.kernel import references, store
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.declared import Values, keeps_secrets, read_entry
-from sinas_server.kernel.errors import InvalidError, NotFoundError, SinasError
+from sinas_server.kernel.declared import Entry, id_fields, keeps_secrets, read_entry
+from sinas_server.kernel.errors import InvalidError, Location, NotFoundError, SinasError
 from sinas_server.kernel.kind import Kind, Ref
 from sinas_server.kernel.store import Change, Managed, Resource
 from sinas_server.kernel.unit import Db
+from sinas_server.kit.json import to_camel, to_snake
 
 Action = Literal["create", "update", "unchanged", "delete"]
 
@@ -65,115 +66,138 @@ class Order:
     force: bool = False
 
 
+@dataclass
+class _Work:
+    """A document on its way in."""
+
+    db: Db
+    order: Order
+    report: Report = field(default_factory=Report)
+    pending: list[tuple[str, Ref]] = field(default_factory=list)
+    """What was written refers to, with the place in the document."""
+    seen: set[tuple[str, str]] = field(default_factory=set)
+
+
 async def apply(
     db: Db, order: Order, kinds: Sequence[Kind[Any]], sections: Mapping[str, Any], *, dry_run: bool = False
 ) -> Report:
     """Apply the `spec` of a document. With errors, or as a dry run, nothing of it stays."""
-    report = Report()
+    work = _Work(db, order)
     registered = list(db.info.get("after_commit", ()))
     try:
         async with db.begin_nested():
-            await _sections(db, order, kinds, sections, report)
-            if report.errors or dry_run:
+            await _sections(work, kinds, sections)
+            if work.report.errors or dry_run:
                 raise _AbandonedError
     except _AbandonedError:
         db.info["after_commit"] = registered
-    return report
+    return work.report
 
 
 class _AbandonedError(Exception):
     """Leaves the savepoint without keeping anything."""
 
 
-async def _sections(
-    db: Db, order: Order, kinds: Sequence[Kind[Any]], sections: Mapping[str, Any], report: Report
-) -> None:
-    known = {kind.section for kind in kinds}
-    for section in sections:
-        if section not in known:
-            report.warnings.append(Problem(f"spec.{section}", "this section is not known and was ignored"))
-    pending: list[tuple[str, Ref]] = []
+async def _sections(work: _Work, kinds: Sequence[Kind[Any]], sections: Mapping[str, Any]) -> None:
+    named = {to_camel(to_snake(section)): (section, entries) for section, entries in sections.items()}
+    for section in named.keys() - {kind.section for kind in kinds}:
+        place = f"spec.{named[section][0]}"
+        work.report.warnings.append(Problem(place, "this section is not known and was ignored"))
     for kind in kinds:
-        entries = sections.get(kind.section) or []
-        if not isinstance(entries, list):
-            report.errors.append(Problem(f"spec.{kind.section}", "must be a list"))
+        section, entries = named.get(kind.section, (kind.section, None))
+        if not isinstance(entries or [], list):
+            work.report.errors.append(Problem(f"spec.{section}", "must be a list"))
             continue
-        for index, entry in enumerate(entries):
-            await _entry(db, order, kind, (f"spec.{kind.section}[{index}]", entry), report, pending)
-    for path, ref in pending:
-        if await references.missing(db, [ref]):
-            report.errors.append(Problem(f"{path}.{ref.field}", f"{ref} does not exist"))
+        for index, entry in enumerate(entries or []):
+            await _entry(work, kind, f"spec.{section}[{index}]", entry)
+    known = {kind.name for kind in kinds}
+    for place, ref in work.pending:
+        if await references.missing(work.db, [ref]):
+            found = work.report.errors if ref.kind in known else work.report.warnings
+            found.append(Problem(place, f"{ref} does not exist"))
 
 
-async def _entry(
-    db: Db,
-    order: Order,
-    kind: Kind[Any],
-    at: tuple[str, object],
-    report: Report,
-    pending: list[tuple[str, Ref]],
-) -> None:
-    path, entry = at
+async def _entry(work: _Work, kind: Kind[Any], path: str, entry: object) -> None:
+    report = work.report
     if not isinstance(entry, dict):
         report.errors.append(Problem(path, "must be an object"))
         return
     unknown: list[str] = []
     try:
-        async with db.begin_nested():
-            change, resource = await _one(db, order, kind, path, await read_entry(db, kind, entry, path, unknown))
+        async with work.db.begin_nested():
+            await _one(work, kind, path, await read_entry(work.db, kind, entry, unknown))
     except InvalidError as error:
-        report.errors += [Problem(".".join(map(str, loc)), message) for loc, message in error.problems]
+        report.errors += [Problem(_place(kind, path, loc), message) for loc, message in error.problems]
     except SinasError as error:
         report.errors.append(Problem(path, error.detail))
-    else:
-        report.changes.append(change)
-        if change.details:
-            report.warnings.append(Problem(path, change.details))
-        pending += [(path, ref) for ref in kind.references(resource.spec)]
-    report.warnings += [Problem(where, "this key is not known and was ignored") for where in unknown]
+    report.warnings += [Problem(f"{path}.{key}", "this key is not known and was ignored") for key in unknown]
 
 
-async def _one(
-    db: Db, order: Order, kind: Kind[Any], path: str, declared: tuple[str, str, bool, Values]
-) -> tuple[ResourceChange, Resource[Any]]:
-    namespace, name, is_active, values = declared
-    _check_names(kind, path, namespace, name)
-    ref = "/".join(kind.where(namespace, name))
+def _place(kind: Kind[Any], path: str, location: Sequence[str | int]) -> str:
+    """Where in the document a field is: `spec.llmProviders[0].type` for ("body", "provider_type")."""
+    ids = {field: mark.yaml_name for field, mark in id_fields(kind).items()}
+    for part in location[1:]:
+        name = kind.yaml_renames.get(str(part), ids.get(str(part), str(part)))
+        path += f"[{part}]" if isinstance(part, int) else f".{to_camel(name)}"
+    return path
+
+
+async def _one(work: _Work, kind: Kind[Any], path: str, entry: Entry) -> None:
+    _check_names(kind, entry)
+    ref = "/".join(kind.where(entry.namespace, entry.name))
+    if (kind.name, ref) in work.seen:
+        raise InvalidError([(("body", "name"), f"{kind.label} '{ref}' is declared twice")])
+    work.seen.add((kind.name, ref))
+    change, resource = await _written(work, kind, ref, entry)
+    work.report.changes.append(change)
+    if change.details:
+        work.report.warnings.append(Problem(path, change.details))
+        return
+    work.pending += [(_place(kind, path, ("body", ref.field)), ref) for ref in kind.references(resource.spec)]
+
+
+async def _written(work: _Work, kind: Kind[Any], ref: str, entry: Entry) -> tuple[ResourceChange, Resource[Any]]:
+    db, order = work.db, work.order
+    name = (entry.namespace, entry.name)
     try:
-        old = await store.read(db, order.caller, kind, namespace, name)
+        old = await store.read(db, order.caller, kind, *name)
     except NotFoundError:
-        spec = store.validated(kind, values, (path,))
-        change = Change(is_active=is_active, managed=order.managed)
-        made = await store.create(db, order.caller, kind, (namespace, name), spec, change)
-        return ResourceChange("create", kind.name, ref), made
+        spec = store.validated(kind, entry.values)
+        asked = Change(is_active=entry.is_active, managed=order.managed)
+        return ResourceChange("create", kind.name, ref), await store.create(db, order.caller, kind, name, spec, asked)
     if old.managed_by != order.managed.by and not order.force:
         owner = f"is managed by {old.managed_by}" if old.managed_by else "was not created by a configuration"
         return ResourceChange("unchanged", kind.name, ref, f"{ref} {owner}; left alone (use force to take over)"), old
-    spec = store.validated(kind, keeps_secrets(kind, values, old), (path,))
-    same = store.fingerprint(db, spec) == old.checksum and old.is_active == is_active
+    spec = store.validated(kind, keeps_secrets(entry.values, old))
+    same = store.fingerprint(db, spec) == old.checksum and old.is_active == entry.is_active
     if same and old.managed_by == order.managed.by and old.config_checksum == old.checksum:
         return ResourceChange("unchanged", kind.name, ref), old
-    differences = _differences(store.shown(old.spec), store.shown(spec))
-    new = await store.change(
-        db,
-        order.caller,
-        kind,
-        namespace,
-        name,
-        Change(store.plain(spec), is_active=is_active, managed=order.managed),
-    )
-    return ResourceChange("update", kind.name, ref, changes=differences), new
+    asked = Change(store.plain(spec), is_active=entry.is_active, managed=order.managed)
+    new = await store.change(db, order.caller, kind, *name, asked)
+    return ResourceChange("update", kind.name, ref, changes=_differences(old, new)), new
 
 
-def _check_names(kind: Kind[Any], path: str, namespace: str, name: str) -> None:
-    problems = []
-    if not re.fullmatch(kind.name_pattern.strip("^$"), name) or len(name) > 255:
-        problems.append(((f"{path}.name",), f"'{name}' is not a valid name"))
-    if kind.namespaced and not re.fullmatch(kind.namespace_pattern.strip("^$"), namespace):
-        problems.append(((f"{path}.namespace",), f"'{namespace}' is not a valid namespace"))
+def _check_names(kind: Kind[Any], entry: Entry) -> None:
+    problems: list[tuple[Location, str]] = []
+    for own, value, pattern in (
+        ("name", entry.name, kind.name_pattern),
+        ("namespace", entry.namespace, kind.namespace_pattern if kind.namespaced else "^$"),
+    ):
+        if len(value) > 255 or not re.fullmatch(pattern.removeprefix("^").removesuffix("$"), value):
+            problems.append((("body", own), f"'{value[:300]}' is not a valid {own}"))
     if problems:
         raise InvalidError(problems)
 
 
-def _differences(old: Values, new: Values) -> dict[str, Any]:
-    return {key: {"old": old.get(key), "new": value} for key, value in new.items() if old.get(key) != value}
+def _differences(old: Resource[Any], new: Resource[Any]) -> dict[str, Any]:
+    """Field → old and new value; of a secret only that it changed."""
+    before, after = store.shown(old.spec), store.shown(new.spec)
+    changed: dict[str, Any] = {
+        key: {"old": before.get(key), "new": value} for key, value in after.items() if before.get(key) != value
+    }
+    for secret in sorted(new.spec.secret_fields()):
+        if getattr(old.spec, secret) != getattr(new.spec, secret):
+            changed[secret] = {"old": "(secret)", "new": "(secret)"}
+    if old.is_active != new.is_active:
+        changed["is_active"] = {"old": old.is_active, "new": new.is_active}
+    return changed

@@ -3,6 +3,7 @@
 import re
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 from uuid import UUID
 
@@ -63,35 +64,55 @@ def snake_keys(value: object, annotation: object, path: str, unknown: list[str])
     return result
 
 
-async def read_entry(
-    db: Db, kind: Kind[S], entry: dict[Any, Any], path: str, unknown: list[str]
-) -> tuple[str, str, bool, Values]:
-    """(namespace, name, is_active, fields of the spec) of a YAML entry; unknown keys are added to `unknown`."""
-    renamed = {yaml: field for field, yaml in kind.yaml_renames.items()}
-    ids = {mark.yaml_name: (field, mark) for field, mark in id_fields(kind).items()}
-    namespace, name, is_active, values = "default" if kind.namespaced else "", "", True, Values()
-    for key, value in entry.items():
+@dataclass
+class Entry:
+    """An entry of a document as resources are made from it."""
+
+    namespace: str
+    name: str = ""
+    is_active: bool = True
+    values: Values = field(default_factory=dict)
+    """Fields of the spec."""
+
+
+async def read_entry(db: Db, kind: Kind[S], raw: dict[Any, Any], unknown: list[str]) -> Entry:
+    """A YAML entry in plain form; the paths of unknown keys are added to `unknown`. Raises `InvalidError`."""
+    renamed = {yaml: own for own, yaml in kind.yaml_renames.items()}
+    ids = {mark.yaml_name: (own, mark) for own, mark in id_fields(kind).items()}
+    entry = Entry("default" if kind.namespaced else "")
+    for key, value in raw.items():
         plain = to_snake(str(key))
         if plain == "name":
-            name = str(value)
+            entry.name = _text("name", value)
         elif plain == "namespace" and kind.namespaced:
-            namespace = str(value)
+            entry.namespace = "default" if value is None else _text("namespace", value)
         elif plain == "is_active":
-            is_active = value is not False
+            entry.is_active = _flag(value)
         elif plain in ids:
-            field, mark = ids[plain]
-            values[field] = await _id_of(db, mark, value, f"{path}.{key}")
-        elif (field := renamed.get(plain, plain)) in kind.spec.model_fields:
-            annotation = kind.spec.model_fields[field].annotation
-            values[field] = snake_keys(value, annotation, f"{path}.{key}", unknown)
+            own, mark = ids[plain]
+            entry.values[own] = await _id_of(db, mark, own, value)
+        elif (own := renamed.get(plain, plain)) in kind.spec.model_fields:
+            entry.values[own] = snake_keys(value, kind.spec.model_fields[own].annotation, str(key), unknown)
         else:
-            unknown.append(f"{path}.{key}")
-    if not name:
-        raise InvalidError([((path, "name"), "is missing")])
-    return namespace, name, is_active, values
+            unknown.append(str(key))
+    if not entry.name:
+        raise InvalidError([(("body", "name"), "is missing")])
+    return entry
 
 
-async def _id_of(db: Db, mark: IdOf, name: object, path: str) -> str | None:
+def _text(own: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidError([(("body", own), "must be a text")])
+    return value
+
+
+def _flag(value: object) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidError([(("body", "is_active"), "must be true or false")])
+    return value is not False
+
+
+async def _id_of(db: Db, mark: IdOf, own: str, name: object) -> str | None:
     if name is None:
         return None
     query = select(ResourceRow.id).where(
@@ -99,33 +120,36 @@ async def _id_of(db: Db, mark: IdOf, name: object, path: str) -> str | None:
     )
     found = await db.scalar(query)
     if found is None:
-        raise InvalidError([((path,), f"{mark.kind.replace('_', ' ')} '{name}' does not exist")])
+        raise InvalidError([(("body", own), f"{mark.kind.replace('_', ' ')} '{name}' does not exist")])
     return str(found)
 
 
 async def write_entry(db: Db, kind: Kind[S], resource: Resource[S], *, placeholders: bool = False) -> Values:
     """A resource as a YAML entry: defaults left out; secrets left out, or as `${NAME}` placeholders."""
     entry: Values = {"namespace": resource.namespace} if kind.namespaced else {}
-    entry["name"] = resource.name
+    entry["name"] = escaped(resource.name)
     ids = id_fields(kind)
     spec = resource.spec.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, exclude=set(resource.spec.secret_fields())
     )
-    for field, value in spec.items():
-        if field in ids:
+    for own, value in spec.items():
+        if own in ids:
             name = await db.scalar(select(ResourceRow.name).where(ResourceRow.id == UUID(value)))
-            entry[to_camel(ids[field].yaml_name)] = name
+            entry[to_camel(ids[own].yaml_name)] = escaped(name)
         else:
-            annotation = kind.spec.model_fields[field].annotation
-            entry[to_camel(kind.yaml_renames.get(field, field))] = camel_keys(escaped(value), annotation)
+            annotation = kind.spec.model_fields[own].annotation
+            entry[to_camel(kind.yaml_renames.get(own, own))] = camel_keys(escaped(value), annotation)
     if placeholders:
-        for field in sorted(resource.spec.secret_fields()):
-            if getattr(resource.spec, field) is not None:
-                variable = f"{resource.name}_{field}".upper().replace("-", "_").replace(" ", "_")
-                entry[to_camel(kind.yaml_renames.get(field, field))] = f"${{{variable}}}"
+        for own in sorted(resource.spec.secret_fields()):
+            if getattr(resource.spec, own) is not None:
+                entry[to_camel(kind.yaml_renames.get(own, own))] = f"${{{_variable(resource.name, own)}}}"
     if not resource.is_active:
         entry["isActive"] = False
     return entry
+
+
+def _variable(*parts: str) -> str:
+    return re.sub(r"[^A-Z0-9_]", "_", "_".join(parts).upper()).lstrip("0123456789") or "_"
 
 
 def camel_keys(value: object, annotation: object) -> object:
@@ -154,7 +178,7 @@ def escaped(value: Plain) -> Plain:
     return cast(Plain, done)
 
 
-def keeps_secrets(kind: Kind[S], values: Values, old: Resource[S]) -> Values:
+def keeps_secrets(values: Values, old: Resource[S]) -> Values:
     """The values with the stored secrets where the entry leaves them out."""
     kept = store.plain(old.spec)
     return {**{field: kept[field] for field in old.spec.secret_fields() if field in kept}, **values}

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from sinas_server.backends.db import is_lost
+from sinas_server.backends.db import is_busy, is_lost
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.runtime import Credentials, Runtime
@@ -124,7 +124,7 @@ def _http_error(request: Request, error: Exception) -> Response:
 def _database_error(request: Request, error: Exception) -> Response:
     if isinstance(error, DataError):
         return JsonAnswer({"detail": "a value is out of the range that can be stored", "code": "invalid"}, 422)
-    if is_lost(error):
+    if is_lost(error) or is_busy(error):
         busy = UnavailableError("the database is not available; try again", {"Retry-After": "1"})
         return _sinas_error(request, busy)
     return _unexpected(request, error)

@@ -86,7 +86,8 @@ class Worker(Generic[R]):
             try:
                 while True:
                     self._woken.clear()
-                    await self._claim_and_start()
+                    while await self._claim_and_start():
+                        pass
                     with suppress(TimeoutError):
                         async with asyncio.timeout(POLL_SECONDS):
                             await self._woken.wait()
@@ -119,21 +120,26 @@ class Worker(Generic[R]):
         else:
             self._has_free.clear()
 
-    async def _claim_and_start(self) -> None:
+    async def _claim_and_start(self) -> bool:
+        """Start what is due; whether there may be more that this worker has room for."""
+        most = self._free() or MAX_NESTED - len(self._nested)
+        if most <= 0:
+            return False
         try:
-            claims = await self._claim()
+            claims = await self._claim(most)
         except SQLAlchemyError as error:
             log.warning("cannot claim work now", queue=self.job.queue, error=str(error).partition("\n")[0])
             await asyncio.sleep(POLL_SECONDS / 2)
-            return
+            return False
         for claim in claims:
             row_id: UUID = claim.row.id  # type: ignore[attr-defined]  # every Leased table has an id
             if claim.row.depth:  # type: ignore[attr-defined]  # from Leased
                 self._nested.add(row_id)
             self.running[row_id] = asyncio.create_task(self._run_one(row_id, claim))
         self._note_free()
+        return len(claims) == most
 
-    async def _claim(self) -> list[Claim[R]]:
+    async def _claim(self, most: int) -> list[Claim[R]]:
         table: Any = self.job.table
         lease = func.make_interval(0, 0, 0, 0, 0, 0, self.runtime.settings.job_lease_seconds)
         due = or_(
@@ -141,12 +147,12 @@ class Worker(Generic[R]):
             and_(table.status == "RUNNING", table.lease_until < func.now()),
         )
         # Rows with waiting ancestors come first and need no slot, or the ancestors would wait for ever.
-        free = self._free()
+        # What still runs here is not claimed twice: its lease is renewed when the database is back.
         picked = (
             select(table.id, table.status.label("was"))
-            .where(due, true() if free else table.depth > 0)
+            .where(due, true() if self._free() else table.depth > 0, table.id.not_in(list(self.running)))
             .order_by(table.depth.desc(), table.run_at)
-            .limit(free or MAX_NESTED)
+            .limit(most)
             .with_for_update(skip_locked=True)
             .cte("picked")
         )
@@ -191,14 +197,19 @@ class Worker(Generic[R]):
             await self.job.fail(self.runtime, claim, f"{type(error).__name__}: {error}")
 
     async def _expire_lease(self, row_id: UUID) -> None:
-        """Let any worker take the row at once; if the database is away, the lease runs out by itself."""
+        """Let any worker take the row at once; if the database stays away, the lease runs out by itself."""
         table: Any = self.job.table
-        with suppress(SQLAlchemyError):
-            await self.runtime.database.rows(
-                update(table)
-                .where(table.id == row_id, table.status == "RUNNING", table.worker == self.runtime.worker_name)
-                .values(lease_until=func.now())
-            )
+        for _ in range(int(self.runtime.settings.job_lease_seconds / POLL_SECONDS)):
+            try:
+                await self.runtime.database.rows(
+                    update(table)
+                    .where(table.id == row_id, table.status == "RUNNING", table.worker == self.runtime.worker_name)
+                    .values(lease_until=func.now())
+                )
+            except SQLAlchemyError:
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                return
 
     async def _release_own(self) -> None:
         """Rows held by an earlier process of this name are lost: its name is ours alone, so it must be gone."""

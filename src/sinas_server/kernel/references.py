@@ -1,6 +1,7 @@
 """References between resources: recorded on write, so that nothing in use disappears under its users."""
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 from uuid import UUID
 
 from sqlalchemy import and_, delete, insert, or_, select
@@ -27,6 +28,8 @@ async def missing(db: Db, refs: Iterable[Ref]) -> list[Ref]:
             query = query.where(ResourceRow.id == _uuid(ref.id))
         else:
             query = query.where(ResourceRow.namespace == ref.namespace, ResourceRow.name == ref.name)
+        if ref.hard:  # held until the end of the transaction, so that nobody deletes or renames it meanwhile
+            query = query.with_for_update(read=True)
         if await db.scalar(query) is None:
             found.append(ref)
     return found
@@ -55,8 +58,11 @@ async def record(db: Db, source: UUID, refs: Sequence[Ref]) -> list[str]:
     return [f"{ref.field}: {ref} does not exist" for ref in gone]
 
 
-async def refuse_if_used(db: Db, target: ResourceRow, verb: str) -> None:
-    """Raise `ConflictError` naming what holds a hard reference to `target`."""
+async def refuse_if_used(db: Db, target: ResourceRow, verb: Literal["delete", "rename"]) -> None:
+    """Raise `ConflictError` naming what holds a hard reference to `target`; one by id survives a rename."""
+    by_name = and_(
+        ReferenceRow.target_id.is_(None), ReferenceRow.namespace == target.namespace, ReferenceRow.name == target.name
+    )
     user = await db.execute(
         select(ResourceRow.kind, ResourceRow.namespace, ResourceRow.name)
         .join(ReferenceRow, ReferenceRow.source_id == ResourceRow.id)
@@ -65,10 +71,7 @@ async def refuse_if_used(db: Db, target: ResourceRow, verb: str) -> None:
             ResourceRow.id != target.id,
             ReferenceRow.hard,
             ReferenceRow.kind == target.kind,
-            or_(
-                ReferenceRow.target_id == target.id,
-                and_(ReferenceRow.namespace == target.namespace, ReferenceRow.name == target.name),
-            ),
+            by_name if verb == "rename" else or_(ReferenceRow.target_id == target.id, by_name),
         )
         .limit(5)
     )

@@ -1,5 +1,6 @@
 """The routes every kind has below `/api/v1`. A slice mounts them and adds its own with ordinary decorators."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, cast
 from uuid import UUID
@@ -74,10 +75,10 @@ def expected_version(if_match: str | None) -> int | None:
     """The version that `If-Match` names; None for no header or `*`."""
     if if_match is None or if_match.strip() == "*":
         return None
-    text = if_match.strip().removeprefix("W/").strip('"')
-    if not text.isdecimal():
+    found = re.fullmatch(r'(?:W/)?"([0-9]{1,18})"|([0-9]{1,18})', if_match.strip())
+    if found is None:
         raise InvalidError([(("header", "If-Match"), 'must be an ETag as answers carry it, like "3"')])
-    return int(text)
+    return int(found[1] or found[2])
 
 
 class Models:

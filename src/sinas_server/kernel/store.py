@@ -140,11 +140,11 @@ async def _row(db: Db, caller: Caller, kind: Kind[S], namespace: str, name: str,
     query = select(ResourceRow).where(
         ResourceRow.kind == kind.name, ResourceRow.deleted_at.is_(None), ResourceRow.scope == _scope(kind, caller.id)
     )
-    by_name = query.where(ResourceRow.namespace == namespace, ResourceRow.name == name)
-    row = await db.scalar(by_name.with_for_update() if lock else by_name)
+    if lock:  # what the session read before the lock may be old
+        query = query.with_for_update().execution_options(populate_existing=True)
+    row = await db.scalar(query.where(ResourceRow.namespace == namespace, ResourceRow.name == name))
     if row is None and not kind.namespaced and (row_id := _as_uuid(name)):
-        by_id = query.where(ResourceRow.id == row_id)
-        row = await db.scalar(by_id.with_for_update() if lock else by_id)
+        row = await db.scalar(query.where(ResourceRow.id == row_id))
     if row is None:
         raise NotFoundError(f"{kind.called(namespace, name)} not found")
     return row

@@ -2,6 +2,7 @@
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 
@@ -26,3 +27,11 @@ def is_lost(error: BaseException) -> bool:
             and getattr(error.orig, "sqlstate", None) in (None, "57P01", "57P02", "57P03", "08000", "08003", "08006")
         )
     return isinstance(error, ConnectionError)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether the same request may well succeed in a moment: no connection is free, or two transactions collided."""
+    return isinstance(error, PoolTimeoutError) or (
+        isinstance(error, DBAPIError)
+        and getattr(error.orig, "sqlstate", None) in ("53300", "40001", "40P01", "55P03", "57014")
+    )
