@@ -6,7 +6,7 @@ time of the process that made it, so that those of dead processes can be told an
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,13 +101,15 @@ class Slot:
 class Groups:
     """The control groups of this process."""
 
-    def __init__(self, parents: list[Path], version: int) -> None:
+    def __init__(self, parents: list[Path], version: int, sweep: Iterable[Path] = ()) -> None:
+        """Groups below `parents`; those of dead processes are removed there and below `sweep`."""
         self._parents = parents
         self._version = version
         self._own = self.own_name()
         self._free: list[Slot] = []
         self._made = 0
-        self._sweep()
+        for each in (*parents, *sweep):
+            _sweep(each)
         for parent in parents:
             own = parent / self._own
             own.mkdir(parents=True, exist_ok=True)
@@ -153,13 +155,13 @@ class Groups:
             remove_tree(group)
         return not any(group.exists() for group in own)
 
-    def _sweep(self) -> None:
-        """Remove what dead processes left."""
-        for parent in self._parents:
-            for group in parent.glob("*-*"):
-                pid, _, started = group.name.partition("-")
-                if pid.isdigit() and _start_time(int(pid)) != started:
-                    remove_tree(group)
+
+def _sweep(parent: Path) -> None:
+    """Remove the groups of dead processes."""
+    for group in parent.glob("*-*"):
+        pid, _, started = group.name.partition("-")
+        if pid.isdigit() and _start_time(int(pid)) != started:
+            remove_tree(group)
 
 
 def remove_tree(group: Path) -> None:
@@ -194,7 +196,9 @@ def open_groups(parent: Path | None) -> Groups:
         for name in CONTROLLERS:
             below = ROOT / name / own.get(name, "/").lstrip("/")
             parents.append((below if below.is_dir() else ROOT / name) / OWN_NAME)
-        return Groups(parents, 1)
+        # An earlier process may have been in another group: a login session, a job of a service.
+        elsewhere = (found for name in CONTROLLERS for found in (ROOT / name).rglob(OWN_NAME))
+        return Groups(parents, 1, elsewhere)
     if parent is not None:
         return Groups([parent / OWN_NAME], 2)
     return _open_version_2(own.get("", "/"))
