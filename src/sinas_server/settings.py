@@ -7,7 +7,7 @@ A field is named as its variable, in lower case.
 import base64
 import binascii
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -22,8 +22,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 SQLALCHEMY_DRIVER = "postgresql+psycopg"
 
@@ -48,6 +49,9 @@ def _fernet_keys(value: SecretStr) -> SecretStr:
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
+    from sqlalchemy.engine import make_url  # lazy: commands that only talk to a server need no SQLAlchemy
+    from sqlalchemy.exc import ArgumentError  # lazy: the same
+
     try:
         url = make_url(value.get_secret_value())
     except ArgumentError:
@@ -269,8 +273,10 @@ class Settings(BaseSettings):
         return "redis_url" in self.model_fields_set
 
     @property
-    def sqlalchemy_url(self) -> URL:
+    def sqlalchemy_url(self) -> "URL":
         """The database for SQLAlchemy with psycopg; its `str()` hides the password."""
+        from sqlalchemy.engine import URL, make_url  # lazy: commands that only talk to a server need no SQLAlchemy
+
         if self.database_url is not None:
             given = self.database_url.get_secret_value()
             return make_url(given).set(drivername=SQLALCHEMY_DRIVER)

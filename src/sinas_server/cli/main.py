@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sinas_server.cli import remote, server
+from sinas_server.cli import remote
 from sinas_server.cli.console import settings_or_exit
 
 app = typer.Typer(
@@ -29,42 +29,56 @@ File = Annotated[Path, typer.Option("--file", "-f", help="YAML document.", exist
 @app.command()
 def up(port: Port = None, data_dir: DataDirectory = None) -> None:
     """Run everything on this machine in the foreground: servers, API, workers, scheduler."""
+    from sinas_server.cli import server  # lazy: it loads what runs the platform
+
     server.up(settings_or_exit(port=port, sinas_data_dir=data_dir, sinas_mode="embedded"))
 
 
 @app.command()
 def down(data_dir: DataDirectory = None) -> None:
     """Stop what `sinas up` runs on this machine."""
+    from sinas_server.cli import server  # lazy: it loads what runs the platform
+
     server.down(settings_or_exit(sinas_data_dir=data_dir))
 
 
 @app.command()
 def doctor(port: Port = None, data_dir: DataDirectory = None) -> None:
     """Say what this machine lacks to run Sinas, and what to do about it."""
+    from sinas_server.cli import server  # lazy: it loads what runs the platform
+
     server.doctor(settings_or_exit(port=port, sinas_data_dir=data_dir, sinas_mode="embedded"))
 
 
 @app.command()
 def api(port: Port = None) -> None:
     """Serve the API against given servers (DATABASE_URL, REDIS_URL)."""
+    from sinas_server.cli import server  # lazy: it loads what runs the platform
+
     server.api(settings_or_exit(port=port))
 
 
 @worker.command("functions")
 def worker_functions() -> None:
     """Execute functions against given servers."""
+    from sinas_server.cli import server  # lazy: it loads what runs the platform
+
     server.workers(settings_or_exit(), "functions")
 
 
 @worker.command("agents")
 def worker_agents() -> None:
     """Run agents against given servers."""
+    from sinas_server.cli import server  # lazy: it loads what runs the platform
+
     server.workers(settings_or_exit(), "agents")
 
 
 @app.command()
 def scheduler() -> None:
     """Run schedules and small tasks against given servers."""
+    from sinas_server.cli import server  # lazy: it loads what runs the platform
+
     server.workers(settings_or_exit(), "scheduler")
 
 

@@ -1,18 +1,18 @@
 """Commands that talk to a running Sinas over its API."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import orjson
+import typer
 from pydantic import JsonValue
 from rich.console import Console
 
 from sinas_server.cli.console import fail, say, settings_or_exit
-from sinas_server.config.document import DocumentError, fill
-from sinas_server.config.startup import file_lookup
 
 PATIENCE = httpx2.Timeout(30, read=120)
 MOST_SHOWN = 200
@@ -83,6 +83,9 @@ def _reason(content: bytes) -> str:
 
 def apply(server: Server, file: Path, *, dry_run: bool, force: bool) -> None:
     """Send the document with its variables filled in; print each change; exits 1 with the errors if there are any."""
+    from sinas_server.config.document import DocumentError, fill  # lazy: only this command reads documents
+    from sinas_server.config.startup import file_lookup  # lazy: the same
+
     try:
         text = fill(file.read_text(), file_lookup(), file.parent)
     except (OSError, UnicodeDecodeError) as error:
@@ -108,18 +111,47 @@ def export(server: Server, *, managed_only: bool) -> None:
 
 
 def chat(server: Server, agent: str, message: str, chat_id: str | None) -> None:
-    """Send a message and print the answer as it arrives; tool calls are shown in between."""
+    """Send a message and print the answer as it arrives, with the tool calls in between.
+
+    A call that needs approval is asked about where there is somebody to ask.
+    """
     if "/" not in agent:
         fail("the agent must be NAMESPACE/NAME", 2)
     if chat_id is None:
-        chat_id = server.request("POST", f"/agents/{agent}/chats", {}).json()["id"]
+        chat_id = str(server.request("POST", f"/agents/{agent}/chats", {}).json()["id"])
     console = Console(highlight=False, soft_wrap=True)
-    failed = False
-    for name, data in _events(server, f"/chats/{chat_id}/messages/stream", {"content": message}):
-        failed = _show(console, name, data) or failed
+    events = _events(server, "POST", f"/chats/{chat_id}/messages/stream", {"content": message})
+    failed, waiting = _follow(console, events)
+    while waiting and sys.stdin.isatty():
+        channel = _decide(server, chat_id, waiting)
+        failed, waiting = _follow(console, _events(server, "GET", f"/chats/{chat_id}/stream/{channel}"))
+    for call in waiting:
+        console.print(
+            f"approve it with POST /chats/{chat_id}/approve-tool/{call} " + '{"approved": true}', markup=False
+        )
     console.print(f"\n[dim]chat {chat_id}[/dim]")
     if failed:
         fail("the agent could not answer")
+
+
+def _follow(console: Console, events: Iterator[tuple[str, dict[str, JsonValue]]]) -> tuple[bool, list[str]]:
+    """Print events to their end; whether there was an error, and the calls that wait for approval."""
+    failed, waiting = False, []
+    for name, data in events:
+        failed = _show(console, name, data) or failed
+        if name == "approval_required":
+            waiting.append(str(data["tool_call_id"]))
+    return failed, waiting
+
+
+def _decide(server: Server, chat_id: str, waiting: list[str]) -> str:
+    """Ask about each call; the channel on which the turn goes on."""
+    channel = ""
+    for call in waiting:
+        approved = typer.confirm("approve?", default=False)
+        answer = server.request("POST", f"/chats/{chat_id}/approve-tool/{call}", {"approved": approved})
+        channel = str(answer.json()["channel_id"])
+    return channel
 
 
 def _show(console: Console, name: str, data: dict[str, JsonValue]) -> bool:
@@ -133,7 +165,9 @@ def _show(console: Console, name: str, data: dict[str, JsonValue]) -> bool:
         console.print(f"[green]← {data['name']}[/green] ", end="")
         console.print(result[:MOST_SHOWN] + ("…" if len(result) > MOST_SHOWN else ""), markup=False)
     elif name == "approval_required":
-        console.print(f"\n[yellow]approval required:[/yellow] {data['function_namespace']}/{data['function_name']}")
+        what = f"{data['function_namespace']}/{data['function_name']} {orjson.dumps(data['arguments']).decode()}"
+        console.print("\n[yellow]approval required:[/yellow] ", end="")
+        console.print(what, markup=False)
     elif name == "restart":
         console.print("\n[yellow](the answer starts again)[/yellow]")
     elif name == "error":
@@ -142,11 +176,11 @@ def _show(console: Console, name: str, data: dict[str, JsonValue]) -> bool:
     return False
 
 
-def _events(server: Server, path: str, body: object) -> Iterator[tuple[str, dict[str, JsonValue]]]:
+def _events(server: Server, method: str, path: str, body: object = None) -> Iterator[tuple[str, dict[str, JsonValue]]]:
     try:
-        with httpx2.stream("POST", server.url + path, json=body, headers=server.headers, timeout=PATIENCE) as answer:
+        with httpx2.stream(method, server.url + path, json=body, headers=server.headers, timeout=PATIENCE) as answer:
             if answer.is_error:
-                fail(f"POST {path}: {answer.status_code} {_reason(answer.read())}")
+                fail(f"{method} {path}: {answer.status_code} {_reason(answer.read())}")
             name = ""
             for line in answer.iter_lines():
                 if line.startswith("event: "):

@@ -14,8 +14,9 @@ The rules are the provider's `config`:
 
 The first rule whose whole `when` holds acts: it calls tools, answers, or answers and calls. A rule without `after_tool`
 looks at a new user message, a rule with it at the results that just came back. Templates are Jinja2 over `message` (the
-user's last message), `input` (the same parsed, if it is JSON), `groups` (of the rule's `regex`) and `results` (of this
-turn's tools by name, parsed if they are JSON). An argument that is a single `{{ expression }}` keeps its type.
+user's last message), `input` (the same parsed, if it is JSON), `groups` (of the rule's `regex`), `results` (of this
+turn's tools by name, the last of each, parsed if they are JSON) and `every` (by name, all of them in order). An
+argument that is a single `{{ expression }}` keeps its type.
 """
 
 import asyncio
@@ -142,6 +143,7 @@ class _Turn:
     message: str
     last: tuple[ToolMessage, ...]
     results: Mapping[str, JsonValue]
+    every: Mapping[str, list[JsonValue]]
 
     @classmethod
     def of(cls, messages: Sequence[Message]) -> "_Turn":
@@ -149,6 +151,7 @@ class _Turn:
         user = messages[start] if start >= 0 else None
         parts = user.parts if isinstance(user, UserMessage) else ()
         results: dict[str, JsonValue] = {}
+        every: dict[str, list[JsonValue]] = {}
         last: list[ToolMessage] = []
         for message in messages[start + 1 :]:
             if isinstance(message, AssistantMessage):
@@ -156,9 +159,11 @@ class _Turn:
             elif isinstance(message, ToolMessage):
                 last.append(message)
                 value = _parsed(message.content)
-                results |= {message.name: value, message.name.replace("__", "/", 1): value}
+                for name in {message.name, message.name.replace("__", "/", 1)}:
+                    results[name] = value
+                    every.setdefault(name, []).append(value)
         text = "\n\n".join(part.text for part in parts if isinstance(part, TextPart))
-        return cls(text, tuple(last), results)
+        return cls(text, tuple(last), results, every)
 
     def groups(self, when: When) -> dict[str, str | None] | None:
         """The named groups if the condition holds, else None."""
@@ -245,6 +250,7 @@ class ScriptedModel:
             "input": _parsed(turn.message),
             "groups": {},
             "results": turn.results,
+            "every": turn.every,
         }
         rule, where = Rule(answer=self._rules.default), "default"
         for index, candidate in enumerate(self._rules.rules):
