@@ -23,6 +23,7 @@ from sinas_server.identity import routers as identity
 from sinas_server.identity.key_uses import KEY_USE_LOOP
 from sinas_server.identity.mail import MAIL_TASK, send_mail
 from sinas_server.identity.reference import RESOURCES as PEOPLE
+from sinas_server.identity.sweep import SWEEP_LOOP
 from sinas_server.kernel.access import AccessResource, Caller
 from sinas_server.kernel.job import AnyJob
 from sinas_server.kernel.kind import AnyKind
@@ -65,7 +66,7 @@ TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail}
 JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
 """Worker role → the job it works on."""
 
-LOOPS: tuple[Loop, ...] = (PURGE_LOOP, EXPIRY_LOOP, SETTLE_LOOP)
+LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP)
 """Run by the scheduler."""
 
 API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)

@@ -56,4 +56,4 @@ async def test_a_bearer_decides_over_a_key(
 @pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
 async def test_garbage_is_401(header: str, token: str, client: httpx2.AsyncClient) -> None:
     value = f"Bearer {token}" if header == "Authorization" else token
-    assert (await client.get("/auth/me", headers={header: value.encode()})).status_code == 401
+    assert (await client.get("/auth/me", headers={header.encode(): value.encode()})).status_code == 401

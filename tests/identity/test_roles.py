@@ -134,9 +134,9 @@ async def test_bad_input_is_4xx(admin: Person) -> None:
                 {"name": "x", "email_domain": "no domain"}, {"name": "x", "email_domain": ""}):  # fmt: skip
         assert (await admin.http.post(ROLES, json=bad)).status_code == 422, bad
     await admin.http.post(ROLES, json={"name": "X"})
-    for bad in ({}, {"permission_key": "x"}, {"permission_key": "nonsense", "permission_value": True},
+    for wrong in ({}, {"permission_key": "x"}, {"permission_key": "nonsense", "permission_value": True},
                 {"permission_key": "sinas.a.read:own", "permission_value": None}):  # fmt: skip
-        assert (await admin.http.post(f"{ROLES}/X/permissions", json=bad)).status_code == 422, bad
+        assert (await admin.http.post(f"{ROLES}/X/permissions", json=wrong)).status_code == 422, wrong
     assert (await admin.http.delete(f"{ROLES}/X/permissions")).status_code == 422
     unset = {"permission_key": "sinas.a.read:own"}
     assert (await admin.http.delete(f"{ROLES}/X/permissions", params=unset)).status_code == 404

@@ -14,9 +14,10 @@ MAIL_TASK = "mail.send"
 
 
 class _Sealed(TypedDict):
-    to: str | None
+    to: str
     subject: str
     text: str
+    deliver: int
 
 
 async def post(db: Db, runtime: Runtime, mail: Mail, *, deliver: bool = True) -> None:
@@ -24,14 +25,14 @@ async def post(db: Db, runtime: Runtime, mail: Mail, *, deliver: bool = True) ->
 
     Without `deliver` the same work is done up to the mail server, so that its absence cannot be told by the time.
     """
-    content: _Sealed = {"to": mail.to if deliver else None, "subject": mail.subject, "text": mail.text}
+    content: _Sealed = {"to": mail.to, "subject": mail.subject, "text": mail.text, "deliver": int(deliver)}
     await enqueue(db, runtime, MAIL_TASK, {"sealed": db.sealer.seal(orjson.dumps(content).decode())})
 
 
 async def send_mail(runtime: Runtime, payload: dict[str, JsonValue]) -> None:
     """The handler of `mail.send`. Raises `MailError`, which has the task tried again later."""
     content = cast(_Sealed, orjson.loads(runtime.database.sealer.open(str(payload["sealed"]))))
-    if content["to"] is not None:
+    if content["deliver"]:
         await runtime.mailer.send(Mail(to=content["to"], subject=content["subject"], text=content["text"]))
 
 

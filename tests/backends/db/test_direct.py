@@ -1,0 +1,83 @@
+"""Reading straight through psycopg: many at once, and what happens when the server or a pooler misbehaves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+from sqlalchemy import Integer, bindparam, func, literal, select, text
+from sqlalchemy.exc import DBAPIError
+
+from sinas_server.backends.db import is_lost, open_engine
+from sinas_server.backends.db.direct import CONNECTIONS, DirectReader
+
+PID = select(func.pg_backend_pid().label("pid"))
+SUM = select((bindparam("a", type_=Integer) + literal(2)).label("sum"), func.json_build_object("k", 1).label("json"))
+SLEEP = select(func.pg_sleep(30))
+BAD = text("SELECT nothing_like_this")
+
+
+@pytest.fixture
+async def reader(database_url: str) -> AsyncIterator[DirectReader]:
+    engine = open_engine(database_url)
+    made = DirectReader(engine)
+    yield made
+    await made.close()
+    await engine.dispose()
+
+
+async def test_rows_are_named_and_typed(reader: DirectReader) -> None:
+    for a in (1, 40):
+        row = (await reader.fetch(SUM, {"a": a}))[0]
+        assert (row.sum, row.json) == (a + 2, {"k": 1})
+
+
+async def test_many_at_once_share_few_connections(reader: DirectReader) -> None:
+    rows = await asyncio.gather(*(reader.fetch(PID, {}) for _ in range(50)))
+    assert 1 <= len({row[0].pid for row in rows}) <= CONNECTIONS
+
+
+async def test_a_bad_statement_is_an_error_of_sqlalchemy_and_no_more(reader: DirectReader) -> None:
+    with pytest.raises(DBAPIError) as raised:
+        await reader.fetch(BAD, {})
+    assert not is_lost(raised.value)
+    assert (await reader.fetch(SUM, {"a": 1}))[0].sum == 3
+
+
+async def test_connections_cut_by_the_server_are_told_and_replaced(reader: DirectReader) -> None:
+    await asyncio.gather(*(reader.fetch(PID, {}) for _ in range(CONNECTIONS)))
+    cut = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sinas'")
+    for _ in range(2):  # the statement ends its own connection as well
+        with pytest.raises(DBAPIError) as raised:
+            await reader.fetch(cut, {})
+        assert is_lost(raised.value)
+        assert (await reader.fetch(SUM, {"a": 1}))[0].sum == 3, "one lost connection means all are"
+
+
+async def test_a_server_that_is_away_is_lost(reader: DirectReader) -> None:
+    engine = open_engine("postgresql://nobody@127.0.0.1:1/none")
+    nowhere = DirectReader(engine)
+    with pytest.raises(DBAPIError) as raised:
+        await nowhere.fetch(SUM, {"a": 1})
+    assert is_lost(raised.value)
+    await engine.dispose()
+
+
+async def test_a_canceled_read_leaves_no_answer_for_the_next(reader: DirectReader) -> None:
+    await reader.fetch(SUM, {"a": 1})
+    sleeping = asyncio.create_task(reader.fetch(SLEEP, {}))
+    await asyncio.sleep(0.05)
+    sleeping.cancel()
+    with suppress(asyncio.CancelledError):
+        await sleeping
+    assert sleeping.cancelled()
+    assert (await reader.fetch(SUM, {"a": 5}))[0].sum == 7
+
+
+async def test_a_pooler_that_forgets_prepared_statements_costs_only_the_preparing(reader: DirectReader) -> None:
+    await reader.fetch(SUM, {"a": 1})
+    forget = text("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
+    await reader._idle[0].execute(str(forget), prepare=False)
+    assert (await reader.fetch(SUM, {"a": 1}))[0].sum == 3
+    assert reader._prepare is False
+    assert (await reader.fetch(SUM, {"a": 2}))[0].sum == 4
