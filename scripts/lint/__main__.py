@@ -23,7 +23,7 @@ Rule = Callable[[Source], Iterable[Problem]]
 RULES: tuple[tuple[Rule, tuple[Exempt, ...]], ...] = (
     (broad_excepts, EDGES),
     (commits, COMMITS),
-    (file_length, ()),
+    (file_length, SIZES),
     (function_length, SIZES),
     (local_imports, ()),
     (machine_paths, ()),

@@ -6,7 +6,7 @@ import io
 
 def handler(input_data, context):
     wanted = str(input_data["order_number"]).lstrip("#")
-    order = next((row for row in csv.DictReader(io.StringIO(ORDERS)) if row["order_number"] == wanted), None)  # noqa: F821
+    order = next((row for row in csv.DictReader(io.StringIO(ORDERS)) if row["order_number"] == wanted), None)
     if order is None:
         raise ValueError(f"there is no order {wanted}")
     possible = order["status"] == "processing"

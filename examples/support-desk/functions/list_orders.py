@@ -8,7 +8,7 @@ def handler(input_data, context):
     email = input_data["email"].strip().lower()
     orders = [
         {key: order[key] for key in ("order_number", "item", "status", "ordered_on", "total")}
-        for order in csv.DictReader(io.StringIO(ORDERS))  # noqa: F821
+        for order in csv.DictReader(io.StringIO(ORDERS))
         if order["customer_email"] == email
     ]
     orders.sort(key=lambda order: order["ordered_on"], reverse=True)

@@ -6,7 +6,7 @@ import io
 
 def handler(input_data, context):
     wanted = str(input_data["order_number"]).lstrip("#")
-    for order in csv.DictReader(io.StringIO(ORDERS)):  # noqa: F821
+    for order in csv.DictReader(io.StringIO(ORDERS)):
         if order["order_number"] == wanted:
             return {"found": True, **order}
     return {"found": False, "order_number": wanted}

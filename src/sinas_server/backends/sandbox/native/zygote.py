@@ -255,7 +255,7 @@ async def start(executable: str, config: Config) -> Zygote:
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - a few ms, once; PDEATHSIG binds it to this very thread
             [executable, "-I", "-S", "-B", "-X", "utf8", "-c", program, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env={"LANG": "C.UTF-8", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # noqa: S108
+            env={"LANG": "C.UTF-8", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # noqa: S108 - inside the sandbox
             cwd="/",
             stdin=subprocess.DEVNULL,
         )
