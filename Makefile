@@ -3,7 +3,7 @@
 UV ?= scripts/uv
 RUN = $(UV) run --frozen
 
-.PHONY: up demo sync test lint format docs
+.PHONY: up demo sync test lint format bench docs
 
 up:  ## install what is missing and run everything in the foreground: `make up`, `make up PORT=9000`
 	@$(UV) sync --frozen --no-dev --inexact
@@ -30,6 +30,9 @@ lint:  ## everything that is checked without running the product
 format:  ## mend what ruff can mend
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+bench:  ## how fast it is, as ratios against references in the same run: `make bench`, `make bench ARGS="call --json out.json"`
+	$(RUN) python -m bench $(ARGS)
 
 docs:  ## write the generated reference pages
 	$(RUN) python -m scripts.docs

@@ -1,0 +1,1 @@
+"""How fast Sinas is, as ratios against references measured in the same run: `make bench` (docs/benchmarks.md)."""

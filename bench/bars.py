@@ -1,0 +1,154 @@
+"""The measurements behind each bar. The two sides of a ratio take turns, so that noise meets both."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from statistics import median
+
+from bench.client import Client, Sample, environment, request
+from bench.handler import CODE, INPUT, RESULT
+from bench.report import Line
+from bench.stack import ROOT, Stack, answer_of, await_http, line_of, started
+from sinas_server.backends.embedded.datadir import free_port
+
+CALLERS = 32
+CHUNKS = 20
+WORDS = [f"word{index:02} " for index in range(CHUNKS)]
+ALLOWED_MEMORY = 400 << 20
+SUCCESS = '"result":' + json.dumps(RESULT, separators=(",", ":"))
+EXECUTE = "/functions/bench/add/execute"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the measurements need."""
+
+    stack: Stack
+    client: Client
+    rounds: int
+    seconds: float
+    """Of one turn under load."""
+    calls: int
+    """Of one turn at concurrency 1."""
+
+
+def measure_start(bench: Bench) -> Line:
+    """Later starts against importing the application; leaves the stack running."""
+    stack, imports, starts = bench.stack, list[float](), list[float]()
+    command = [sys.executable, "-c", "import sinas_server.roles"]
+    bench.client.spawn(1, command)  # bytecode is written, files are in the page cache
+    for _ in range(bench.rounds):
+        stack.stop()
+        imports += [seconds / 1e6 for seconds in bench.client.spawn(1, command).ended]
+        starts.append(stack.start())
+    return Line("later start / import once", median(starts), median(imports), "s", 4)
+
+
+def measure_memory(bench: Bench, idle_seconds: float) -> tuple[Line, dict[str, int]]:
+    """What the whole stack occupies when nothing happens, and each process's part of it."""
+    time.sleep(idle_seconds)
+    parts = bench.stack.memory()
+    line = Line("idle memory (PSS) / 400 MB", sum(parts.values()) / (1 << 20), ALLOWED_MEMORY / (1 << 20), "MB", 1)
+    return line, parts
+
+
+def measure_me(bench: Bench) -> Line:
+    """`GET /auth/me` with an API key against a bare route, at concurrency 32."""
+    stack, port = bench.stack, free_port()
+    user = stack.call("GET", "/auth/me")
+    ours = request("GET", "/auth/me", stack.headers)
+    theirs = request("GET", f"/users/{user['id']}", stack.headers)
+    with started(["bench.reference", str(port)], environment(DATABASE_URL=stack.database_url)) as process:
+        await_http(port, f"/users/{user['id']}", process)
+
+        def load(where: int, what: bytes, seconds: float) -> Sample:
+            return bench.client.load(where, [what], str(user["email"]), CALLERS, seconds)
+
+        load(stack.port, ours, 1.0), load(port, theirs, 1.0)  # both connect and compile what they keep
+        pairs = [
+            (load(stack.port, ours, bench.seconds), load(port, theirs, bench.seconds)) for _ in range(bench.rounds)
+        ]
+    failed = sum(one.failed for one, _ in pairs)
+    rates = median(one.rate for one, _ in pairs), median(other.rate for _, other in pairs)
+    note = f"{failed} failed" if failed else ""
+    return Line("GET /auth/me / bare route, 32 callers", *rates, "/s", 0.5, at_least=True, holds=not failed, note=note)
+
+
+def declare_function(bench: Bench) -> bytes:
+    """Makes the function, and the request that calls it."""
+    bench.stack.call("POST", "/api/v1/functions", {"namespace": "bench", "name": "add", "code": CODE})
+    return request("POST", EXECUTE, bench.stack.headers, {"input": INPUT})
+
+
+def measure_call(bench: Bench, call: bytes) -> Line:
+    """A function call at concurrency 1 against a bare Python."""
+    calls, bare = list[float](), list[float]()
+    bench.client.ask(bench.stack.port, [call], SUCCESS, bench.calls)
+    failed = 0
+    for _ in range(bench.rounds):
+        sample = bench.client.ask(bench.stack.port, [call], SUCCESS, bench.calls)
+        failed += sample.failed
+        calls += sample.ended
+        bare += bench.client.spawn(bench.calls, [sys.executable, "-c", "pass"]).ended
+    times = median(calls) / 1000, median(bare) / 1000
+    return Line("function call / python -c pass, p50", *times, "ms", 1, holds=not failed)
+
+
+def measure_calls(bench: Bench, call: bytes) -> Line:
+    """Function calls by 32 callers against the sandbox pool driven directly."""
+    stack, rates, direct, failed, slowest = bench.stack, list[float](), list[float](), 0, 0.0
+    with started(["bench.direct_pool", str(CALLERS)], stack.environ) as pool:
+        line_of(pool.stdout)
+        for _ in range(bench.rounds):
+            sample = bench.client.load(stack.port, [call], SUCCESS, CALLERS, bench.seconds)
+            failed += sample.failed
+            rates.append(sample.rate)
+            slowest = max([slowest, *sample.ended])
+            count = json.loads(answer_of(pool, f"{bench.seconds}"))
+            direct.append(count["completed"] / count["seconds"])
+            assert not count["failed"]
+    note = f"{failed} failed; the slowest call took {slowest / 1e6:.2f} s"
+    name = "function calls / sandbox pool directly, 32 callers"
+    return Line(name, median(rates), median(direct), "/s", 0.5, at_least=True, holds=not failed, note=note)
+
+
+def measure_turn(bench: Bench, call: bytes) -> Line:
+    """The time that the platform adds before the first words of an answer, against a function call."""
+    with started(["tests.fakes.llm_server"], environment(PYTHONPATH=str(ROOT))) as fake:
+        url = line_of(fake.stdout)
+        port = int(url.rpartition(":")[2])
+        reply = {"text": "".join(WORDS), "chunks": CHUNKS, "times": None}
+        bench.client.ask(port, [request("PUT", "/control/default", body=reply)], "ok", 1)
+        _declare_agent(bench.stack, url)
+        return _compare_turns(bench, port, call)
+
+
+def _declare_agent(stack: Stack, url: str) -> None:
+    provider = {"name": "bench", "provider_type": "openai", "api_key": "none", "api_endpoint": f"{url}/v1"}
+    stack.call("POST", "/api/v1/llm-providers", {**provider, "default_model": "fake-large"})
+    stack.call("POST", "/api/v1/agents", {"namespace": "bench", "name": "chat", "llm_provider_name": "bench"})
+
+
+def _turns(stack: Stack, count: int) -> list[bytes]:
+    """Requests that each begin a chat of their own, so that every turn has the same history."""
+    made = [stack.call("POST", "/agents/bench/chat/chats", {})["id"] for _ in range(count)]
+    return [request("POST", f"/chats/{chat}/messages/stream", stack.headers, {"content": "Hello"}) for chat in made]
+
+
+def _compare_turns(bench: Bench, port: int, call: bytes) -> Line:
+    body = {"model": "fake-large", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+    direct = request("POST", "/v1/chat/completions", {"Authorization": "Bearer none"}, body)
+    turns, plain, calls, failed = list[float](), list[float](), list[float](), 0
+    for round_ in range(bench.rounds + 1):
+        sample = bench.client.ask(bench.stack.port, _turns(bench.stack, bench.calls), "event: message", bench.calls)
+        asked = bench.client.ask(port, [direct], f'"content": "{WORDS[0]}', bench.calls)
+        called = bench.client.ask(bench.stack.port, [call], SUCCESS, bench.calls)
+        if round_ == 0:  # libraries of providers load at the first turn
+            continue
+        failed += sample.failed + asked.failed + called.failed
+        turns, plain, calls = turns + sample.marked, plain + asked.marked, calls + called.ended
+    added = (median(turns) - median(plain)) / 1000
+    note = f"first message after {median(turns) / 1000:.1f} ms, the model's own {median(plain) / 1000:.1f} ms"
+    name = f"added before the first message of {CHUNKS} / function call"
+    return Line(name, added, median(calls) / 1000, "ms", 1.5, holds=not failed, note=note)
