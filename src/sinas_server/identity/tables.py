@@ -1,10 +1,10 @@
 """The tables of identity: users, roles, API keys, login codes, sessions, and what running executions may do."""
 
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ForeignKey, Index, String, UniqueConstraint, Uuid, func, text
+from pydantic import JsonValue
+from sqlalchemy import ARRAY, JSON, ForeignKey, Index, String, UniqueConstraint, Uuid, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sinas_server.kernel.tables import Base
@@ -21,7 +21,7 @@ class UserRow(Base):
     last_login_at: Mapped[datetime | None]
     external_auth_provider: Mapped[str | None] = mapped_column(String(255))
     external_auth_id: Mapped[str | None] = mapped_column(String(255))
-    custom_fields: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    custom_fields: Mapped[dict[str, JsonValue]] = mapped_column(JSON, server_default=text("'{}'"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -35,7 +35,7 @@ class RoleRow(Base):
     name: Mapped[str] = mapped_column(String(255), unique=True)
     description: Mapped[str | None]
     email_domain: Mapped[str | None] = mapped_column(String(255), index=True)
-    seeded: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    seeded: Mapped[list[str]] = mapped_column(JSON, server_default=text("'[]'"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -77,7 +77,7 @@ class ApiKeyRow(Base):
     name: Mapped[str] = mapped_column(String(255))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     key_prefix: Mapped[str] = mapped_column(String(32))
-    permissions: Mapped[dict[str, Any]]
+    permissions: Mapped[dict[str, bool]] = mapped_column(JSON)
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     last_used_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
