@@ -9,7 +9,7 @@ import pytest
 from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from pydantic import SecretStr
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, delete
 
 from sinas_server.app import create_app
 from sinas_server.backends.embedded import embedded_servers
@@ -73,8 +73,9 @@ async def runtime(settings: Settings) -> AsyncIterator[Runtime]:
     """A runtime on the real servers: empty tables but for what every installation starts with."""
     async with open_runtime(settings, "test") as made:
         await made.redis.flushdb()
-        names = ", ".join(table.name for table in Base.metadata.sorted_tables)
-        await made.database.rows(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+        # On small tables far faster than TRUNCATE.
+        for table in reversed(Base.metadata.sorted_tables):
+            await made.database.rows(delete(table))
         await bootstrap(made)
         yield made
 
