@@ -170,3 +170,10 @@ async def test_the_defaults_are_what_the_platform_promises(admin: Person, user: 
             assert {key for key in of_kind if key.endswith(":all")} <= {f"sinas.{kind.plural}.chat:all"}
     asked = {"permissions": defaults["Users"]}
     assert (await user.http.post("/auth/check-permissions", json=asked)).json()["result"] is True
+
+
+async def test_null_is_a_domain_like_none(admin: Person) -> None:
+    made = await admin.http.post("/api/v1/roles", json={"name": "plain", "description": None, "email_domain": None})
+    assert (made.status_code, made.json()["email_domain"]) == (201, None)
+    changed = await admin.http.patch("/api/v1/roles/plain", json={"email_domain": None})
+    assert changed.status_code == 200

@@ -39,7 +39,7 @@ def domain(value: str | None) -> str | None:
 
 
 NAME_PATTERN = r"^[^/\x00-\x1f\x7f]+$"
-Domain: TypeAlias = Annotated[str | None, AfterValidator(domain), Field(max_length=255)]
+Domain: TypeAlias = Annotated[Annotated[str, Field(max_length=255)] | None, AfterValidator(domain)]
 RoleName: TypeAlias = Annotated[str, Path(max_length=255, description="The role's name.")]
 
 
