@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from sinas_server.kit.cancel import stop_if_canceled
+
 MAX_TOKENS = 1000
 """Tokens are hints; more of them than this say nothing new."""
 
@@ -26,6 +28,7 @@ class RedisWake:
                 await pipe.execute()
         except (RedisError, OSError):
             return
+        stop_if_canceled()
 
     async def wait(self, queues: Sequence[str], timeout_seconds: float) -> str | None:
         """Wait for a token of any of `queues`, in their order."""
@@ -34,5 +37,6 @@ class RedisWake:
         except (RedisError, OSError):
             await asyncio.sleep(min(timeout_seconds, 0.2))
             return None
+        stop_if_canceled()
         key = found[0] if found else None
         return key.decode().removeprefix("sinas:wake:") if isinstance(key, bytes) else None

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sinas_server.backends.stream import Position, StreamEvent, StreamLostError, StreamUnavailableError
+from sinas_server.kit.cancel import stop_if_canceled
 
 TOPICS = "sinas:signals"
 MARK = Position(0, 1)
@@ -61,6 +62,7 @@ class RedisSignals:
             try:
                 async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
                     await pubsub.subscribe(TOPICS)
+                    stop_if_canceled()
                     self._wake_all()
                     async for message in pubsub.listen():
                         for listener in self._listeners.get(message["data"].decode(), ()):
