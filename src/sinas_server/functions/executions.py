@@ -75,7 +75,7 @@ async def _seen(db: Db, caller: Caller, execution_id: UUID, action: str = "read"
     return row
 
 
-def _only(
+async def _only(
     function_name: Annotated[str | None, Query(description="`namespace/name`, or the name alone.")] = None,
     status: Annotated[str | None, Query(description="One of the states, in either case.")] = None,
     chat_id: Annotated[UUID | None, Query(description="Only those called in this chat.")] = None,

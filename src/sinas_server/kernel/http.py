@@ -59,14 +59,18 @@ def new_router(prefix: str, tag: str) -> APIRouter:
     )
 
 
-def get_runtime(request: Request) -> Runtime:
-    """The process's runtime."""
+def _runtime(request: Request) -> Runtime:
     return cast(Runtime, request.app.state.runtime)
+
+
+async def get_runtime(request: Request) -> Runtime:
+    """The process's runtime. Like every dependency it is `async`: FastAPI runs others in threads."""
+    return _runtime(request)
 
 
 async def get_db(request: Request) -> AsyncIterator[Db]:
     """One transaction for the request, committed before the first byte of the answer."""
-    async with get_runtime(request).database.unit() as db:
+    async with _runtime(request).database.unit() as db:
         yield db
 
 
@@ -79,7 +83,7 @@ def credentials(request: Request) -> Credentials:
 
 async def get_caller(request: Request) -> Caller:
     """Who is calling. Raises `UnauthorizedError`."""
-    runtime = get_runtime(request)
+    runtime = _runtime(request)
     caller = await runtime.authenticate(runtime, credentials(request))
     request.scope["sinas_caller"] = caller
     return caller

@@ -198,7 +198,7 @@ def where_of(kind: Kind[Any]) -> Any:
     """A dependency that gives (namespace, name) from the path, whichever form the kind has."""
     if kind.namespaced:
 
-        def namespaced(
+        async def namespaced(
             namespace: Annotated[str, Path(description="Its namespace.")],
             name: Annotated[str, Path(description="Its name.")],
         ) -> tuple[str, str]:
@@ -206,7 +206,7 @@ def where_of(kind: Kind[Any]) -> Any:
 
         return namespaced
 
-    def named(name: Annotated[str, Path(description="Its name or id.")]) -> tuple[str, str]:
+    async def named(name: Annotated[str, Path(description="Its name or id.")]) -> tuple[str, str]:
         return "", name
 
     return named
