@@ -289,6 +289,6 @@ async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
     except ConnectionError:
         sink.close()
         return
-    if sink.can_write_eof():
+    if sink.can_write_eof() and not sink.is_closing():  # uvloop raises RuntimeError for one that is closed
         with contextlib.suppress(OSError):
             sink.write_eof()
