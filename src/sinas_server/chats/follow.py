@@ -1,12 +1,12 @@
 """Reading a channel: what happened since a position, then what happens, as server-sent events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.stream import Position, StreamEvent, StreamUnavailableError
-from sinas_server.chats.events import ENDS, payload, trimmed
+from sinas_server.chats.events import ENDS, payload, rest, trimmed
 from sinas_server.chats.live import topic
 from sinas_server.chats.record import end_of, read_channel, read_segment, read_turn
 from sinas_server.kernel.runtime import Runtime
@@ -33,6 +33,16 @@ async def journaled(runtime: Runtime, channel_id: UUID) -> list[StreamEvent] | N
     return segment.events()
 
 
+async def replay(events: Sequence[StreamEvent], after: Position) -> AsyncIterator[bytes]:
+    """The events of a channel that has come to its end, after a position."""
+    for event in rest(events, after):
+        yield _block(event)
+
+
+def _block(event: StreamEvent) -> bytes:
+    return sse.event(event.name, payload(event), str(event.position))
+
+
 async def follow(
     runtime: Runtime, channel_id: UUID, after: Position, idle_seconds: float = IDLE_SECONDS
 ) -> AsyncIterator[bytes]:
@@ -48,7 +58,7 @@ async def follow(
             for event in events:
                 fresh, position = trimmed(event, position), max(position, event.position)
                 if fresh is not None:
-                    yield sse.event(fresh.name, payload(fresh), str(fresh.position))
+                    yield _block(fresh)
                 if event.name in ENDS:
                     return
             silent = not await listener.wait(idle_seconds)

@@ -108,15 +108,13 @@ class AgentLoop:
     async def _ask(self, prepared: Prepared) -> Told:
         """The model's next answer, sent to the readers as it comes."""
         settings = self.runtime.settings
-        if self.journal.step > settings.max_tool_iterations:
-            raise TurnError(
-                f"the agent called tools {settings.max_tool_iterations} times in a row without coming to an answer"
-            )
         async with self.runtime.database.unit() as db:
             history = await read_history(db, self.turn.chat_id, self.turn.id, settings.max_history_messages)
         self.speech = speech = Speech(self.channel, self.journal.step, self.turn.attempt)
         answer = await self._heard(prepared, history, speech)
         text, calls = cleaned(answer.text), as_calls(prepared, answer)
+        if calls and self.journal.step >= settings.max_tool_iterations:
+            raise TurnError(f"the agent called tools {self.journal.step} times in a row without coming to an answer")
         runs = speech.said if content(speech.said) == text else as_runs(text)
         if self.turn.structured and not calls:
             _check_output(prepared, text)

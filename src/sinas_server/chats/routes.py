@@ -1,6 +1,6 @@
 """Chats over HTTP: managing them, talking in them, and following what an agent does."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from sinas_server.chats.chat import (
     list_chats,
     own_chat,
 )
-from sinas_server.chats.follow import deleted, follow
+from sinas_server.chats.follow import deleted, follow, journaled, replay
 from sinas_server.chats.live import topic
 from sinas_server.chats.send import answered, finished
 from sinas_server.chats.start import Started, start_turn
@@ -155,12 +155,12 @@ async def _start(chat_id: UUID, body: MessageSendRequest, runtime: Runtime, call
 async def _stream(chat_id: UUID, body: MessageSendRequest, runtime: Run, caller: CurrentCaller) -> StreamingResponse:
     """If the connection breaks, the turn goes on: read on at `/chats/{chat_id}/stream/{channel_id}`."""
     started = await _start(chat_id, body, runtime, caller)
-    return _events(runtime, started.chat_id, started.channel_id, START)
+    return _events(follow(runtime, started.channel_id, START), started.chat_id, started.channel_id)
 
 
-def _events(runtime: Runtime, chat_id: UUID, channel_id: UUID, after: Position) -> StreamingResponse:
+def _events(blocks: AsyncIterator[bytes], chat_id: UUID, channel_id: UUID) -> StreamingResponse:
     headers = {**STREAM_HEADERS, "X-Chat-ID": str(chat_id), "X-Channel-ID": str(channel_id)}
-    return StreamingResponse(follow(runtime, channel_id, after), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(blocks, media_type="text/event-stream", headers=headers)
 
 
 LastId = Annotated[str, Query(description="The id of the last event seen; `0` for all.")]
@@ -182,7 +182,10 @@ async def _read(
         known = await db.scalar(select(ChannelRow.id).where(ChannelRow.id == channel_id, ChannelRow.chat_id == chat.id))
     if known is None:
         raise NotFoundError("channel not found")
-    return _events(runtime, chat.id, channel_id, after)
+    ended = await journaled(runtime, channel_id)
+    if ended is None:
+        return _events(follow(runtime, channel_id, after), chat.id, channel_id)
+    return _events(replay(ended, after), chat.id, channel_id)
 
 
 def _position(last_id: str, last_event_id: str | None) -> Position:

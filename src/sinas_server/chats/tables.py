@@ -195,7 +195,7 @@ class ChannelRow(Base):
     """One stretch of a turn's events, from a start to an end or a pause; clients replay it from its beginning."""
 
     __tablename__ = "channels"
-    __table_args__ = (Index("ix_channels_turn", "turn_id"),)
+    __table_args__ = (Index("ix_channels_turn", "turn_id"), Index("ix_channels_chat", "chat_id"))
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))

@@ -1,0 +1,103 @@
+"""Stopping, busy chats, and turns whose workers are gone."""
+
+import asyncio
+
+from sqlalchemy import select, text
+
+from sinas_server.chats.stop import SETTLE_LOOP
+from sinas_server.chats.tables import ChannelRow, MessageRow, ToolCallRow, TurnRow
+from sinas_server.kernel.runtime import Runtime
+from tests.chats.conftest import CountingTools, Declare, get_chat, open_chat, reread, stream, text_of
+from tests.people import Person
+
+LONG = "A long answer that takes its time. " * 20
+LOOK = [
+    {"when": {"contains": "look"}, "call": [{"tool": "shop/look", "arguments": {"n": "1"}}]},
+    {"when": {"after_tool": "shop/look"}, "answer": "Seen."},
+]
+
+
+async def channel_of(person: Person, chat_id: str) -> str:
+    """The channel of the turn that is running."""
+    while (channel := (await get_chat(person, chat_id))["active_channel_id"]) is None:
+        await asyncio.sleep(0.01)
+    return str(channel)
+
+
+async def has_text(runtime: Runtime, channel: str) -> None:
+    """Waits until something was said."""
+    while not await runtime.redis.xlen(f"sinas:stream:{channel}") > 2:
+        await asyncio.sleep(0.01)
+
+
+async def test_what_was_said_until_the_stop_is_kept(
+    user: Person, declare: Declare, worker: None, runtime: Runtime
+) -> None:
+    chat_id = await open_chat(user, await declare("slow", default=LONG, delay_ms=30))
+    streaming = asyncio.create_task(stream(user, chat_id, "go"))
+    await has_text(runtime, await channel_of(user, chat_id))
+    busy = await user.http.post(f"/chats/{chat_id}/messages", json={"content": "and?"})
+    assert busy.status_code == 409
+    assert "stop" in busy.json()["detail"]
+    stopped = await user.http.post(f"/chats/{chat_id}/stop")
+    assert stopped.json() == {"status": "stopped"}
+    chat = await get_chat(user, chat_id)
+    events = await streaming
+    assert events[-1].data == {"type": "done", "status": "cancelled"}
+    said = chat["messages"][1]["content"]
+    assert LONG.startswith(said)
+    assert text_of(events) == said
+    assert chat["active_channel_id"] is None
+    assert chat["last_turn"]["status"] == "CANCELLED"
+    assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "idle"}
+    assert text_of(await reread(user, chat_id, chat["last_turn"]["channel_id"])) == said
+
+
+async def test_a_stop_during_a_call_leaves_a_whole_history(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    tools.hold = asyncio.Event()
+    chat_id = await open_chat(user, await declare("looker", LOOK, enabled_functions=["shop/look"]))
+    streaming = asyncio.create_task(stream(user, chat_id, "look"))
+    while not tools.ran:
+        await asyncio.sleep(0.01)
+    await user.http.post(f"/chats/{chat_id}/stop")
+    assert (await streaming)[-1].data["status"] == "cancelled"
+    tools.hold.set()
+    messages = (await get_chat(user, chat_id))["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    assert messages[2]["content"] == "Not carried out: the user stopped the agent."
+    assert text_of(await stream(user, chat_id, "hello")) == "Hello, I am the agent."
+
+
+async def test_a_turn_that_nobody_works_on_is_stopped_at_once(user: Person, declare: Declare) -> None:
+    chat_id = await open_chat(user, await declare("plain"))
+    streaming = asyncio.create_task(stream(user, chat_id, "go"))
+    await channel_of(user, chat_id)
+    await user.http.post(f"/chats/{chat_id}/stop")
+    assert (await streaming)[-1].data["status"] == "cancelled"
+
+
+async def test_a_canceled_turn_without_a_worker_is_settled(user: Person, declare: Declare, runtime: Runtime) -> None:
+    chat_id = await open_chat(user, await declare("plain"))
+    streaming = asyncio.create_task(stream(user, chat_id, "go"))
+    await channel_of(user, chat_id)
+    async with runtime.database.unit() as db:
+        await db.execute(text("UPDATE turns SET status = 'CANCELLED', attempt = 1"))
+    assert (await user.http.post(f"/chats/{chat_id}/messages", json={"content": "x"})).status_code == 409
+    await SETTLE_LOOP.step(runtime)
+    assert (await streaming)[-1].data["status"] == "cancelled"
+    assert (await get_chat(user, chat_id))["active_channel_id"] is None
+
+
+async def test_deleting_a_chat_ends_its_turn_and_its_readers(
+    user: Person, declare: Declare, worker: None, runtime: Runtime
+) -> None:
+    chat_id = await open_chat(user, await declare("slow", default=LONG, delay_ms=30))
+    streaming = asyncio.create_task(stream(user, chat_id, "go"))
+    await has_text(runtime, await channel_of(user, chat_id))
+    assert (await user.http.delete(f"/chats/{chat_id}")).status_code == 204
+    assert (await streaming)[-1].data == {"type": "error", "error": "the chat was deleted"}
+    assert (await user.http.get(f"/chats/{chat_id}")).status_code == 404
+    for table in (MessageRow, TurnRow, ChannelRow, ToolCallRow):
+        assert await runtime.database.rows(select(table)) == []
