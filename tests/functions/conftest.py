@@ -68,7 +68,7 @@ async def port(app: FastAPI) -> AsyncIterator[int]:
         while not server.started:
             await asyncio.sleep(0.01)
         yield listener.getsockname()[1]
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         await task
 
 

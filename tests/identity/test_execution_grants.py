@@ -6,9 +6,9 @@ import httpx2
 import jwt
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import select, update
+from sqlalchemy import Uuid, literal, select, update
 
-from sinas_server.identity.execution_grants import close_execution_grant, open_execution_grant
+from sinas_server.identity.execution_grants import close_execution_grant, mint_grant, opening_grants
 from sinas_server.identity.resolve import FUNCTION_BARRED, Principal, act_for, authenticate
 from sinas_server.identity.tables import ApiKeyRow, ExecutionGrantRow, UserRow
 from sinas_server.kernel.errors import UnauthorizedError
@@ -20,8 +20,10 @@ from tests.people import Person, make_key, make_person
 async def open_for(
     runtime: Runtime, principal: Principal, execution_id: UUID | None = None, seconds: float = 60
 ) -> str:
-    async with runtime.database.unit() as db:
-        return await open_execution_grant(db, runtime, execution_id or uuid4(), principal, seconds)
+    opened = execution_id or uuid4()
+    token, parameters = mint_grant(runtime, opened, principal, seconds)
+    await runtime.database.rows(opening_grants(select(literal(opened, Uuid))), parameters)
+    return token
 
 
 async def status(client: httpx2.AsyncClient, token: str) -> int:

@@ -1,12 +1,14 @@
 """The one door to running a function: API, agents, webhooks, schedules and hooks start and await executions here."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 from uuid import UUID, uuid4
 
+import orjson
 from pydantic import JsonValue
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import Float, Integer, Uuid, bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -60,49 +62,79 @@ async def start(db: Db, runtime: Runtime, caller: Caller, function: Resource[Fun
     Whether the caller may execute is asked before, where the function is read. Raises `InvalidError` for an input that
     breaks the schema, and `BadRequestError` for calls nested too deeply and functions that cannot run here.
     """
+    values = _checked(runtime, caller, function, order)
+    connection = await db.connection()
+    if (await connection.execute(_INSERT, values)).first() is None and order.call is not None:
+        return cast(UUID, (await connection.execute(_BY_CALL, _which(order.call))).one().id)
+    if not order.delay_seconds:
+        db.after_commit(lambda: wake(runtime, QUEUE, _depth(caller, order)))
+    return cast(UUID, values["new_id"])
+
+
+async def start_now(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> UUID:
+    """Like `start`, in one round trip that commits by itself."""
+    values = _checked(runtime, caller, function, order)
+    values["new_input_data"] = orjson.dumps(values["new_input_data"]).decode()
+    if not await runtime.database.direct(_INSERT, values) and order.call is not None:
+        return cast(UUID, (await runtime.database.lookup(_BY_CALL, _which(order.call)))[0].id)
+    if not order.delay_seconds:
+        await wake(runtime, QUEUE, _depth(caller, order))
+    return cast(UUID, values["new_id"])
+
+
+_COLUMNS = (
+    *("id", "depth", "user_id", "user_email", "api_key_id", "owner_ids", "function_id", "function_owner_id"),
+    *("namespace", "name", "version", "trigger_type", "trigger_id", "parent_id", "chat_id", "tool_call_id"),
+    *("turn_id", "step", "call_index", "input_data", "timeout", "timeout_from", "max_retries"),
+)
+_INSERT = (
+    insert(ExecutionRow)
+    .values(
+        {name: bindparam(f"new_{name}", type_=ExecutionRow.__table__.columns[name].type) for name in _COLUMNS}
+        | {"run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("new_delay", type_=Float))}
+    )
+    .on_conflict_do_nothing()
+    .returning(ExecutionRow.id)
+)
+"""Gives nothing if the same tool call was started before."""
+
+
+def _depth(caller: Caller, order: Order) -> int:
+    return caller.depth if order.waits else 0
+
+
+def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> dict[str, object]:
+    """The parameters of `_INSERT`."""
     _refuse_unrunnable(caller, function)
     _check_input(function.spec, order)
-    execution_id, depth = uuid4(), caller.depth if order.waits else 0
-    values = {"id": execution_id, "depth": depth, **_columns(runtime, caller, function, order)}
-    statement = insert(ExecutionRow).values(**values).on_conflict_do_nothing().returning(ExecutionRow.id)
-    if await db.scalar(statement) is None and order.call is not None:  # the same call was started before
-        return (await db.execute(select(ExecutionRow.id).where(*_is_call(order.call)))).scalar_one()
-    if not order.delay_seconds:
-        db.after_commit(lambda: wake(runtime, QUEUE, depth))
-    return execution_id
-
-
-def _columns(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> dict[str, object]:
     timeout, timeout_from = _limit(runtime, function.spec, order.timeout)
-    columns: dict[str, object] = {
-        "user_id": caller.id,
-        "user_email": caller.email,
-        "api_key_id": caller.api_key,
-        "owner_ids": list(caller.owners),
-        "function_id": function.id,
-        "function_owner_id": function.owner_id,
-        "namespace": function.namespace,
-        "name": function.name,
-        "version": function.version,
-        "trigger_type": order.trigger,
-        "trigger_id": order.trigger_id,
-        "parent_id": caller.credential if caller.via == "function" else None,
-        "input_data": dict(order.input),
-        "timeout": timeout,
-        "timeout_from": timeout_from,
-        "max_retries": order.retries,
+    call = order.call
+    return {
+        "new_id": uuid4(),
+        "new_depth": _depth(caller, order),
+        "new_user_id": caller.id,
+        "new_user_email": caller.email,
+        "new_api_key_id": caller.api_key,
+        "new_owner_ids": list(caller.owners),
+        "new_function_id": function.id,
+        "new_function_owner_id": function.owner_id,
+        "new_namespace": function.namespace,
+        "new_name": function.name,
+        "new_version": function.version,
+        "new_trigger_type": order.trigger.value,
+        "new_trigger_id": order.trigger_id,
+        "new_parent_id": caller.credential if caller.via == "function" else None,
+        "new_chat_id": call.chat_id if call else None,
+        "new_tool_call_id": call.tool_call_id if call else None,
+        "new_turn_id": call.turn_id if call else None,
+        "new_step": call.step if call else None,
+        "new_call_index": call.index if call else None,
+        "new_input_data": dict(order.input),
+        "new_timeout": timeout,
+        "new_timeout_from": timeout_from,
+        "new_max_retries": order.retries,
+        "new_delay": float(order.delay_seconds),
     }
-    if order.delay_seconds:
-        columns["run_at"] = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, order.delay_seconds)
-    if order.call is not None:
-        columns |= {
-            "chat_id": order.call.chat_id,
-            "tool_call_id": order.call.tool_call_id,
-            "turn_id": order.call.turn_id,
-            "step": order.call.step,
-            "call_index": order.call.index,
-        }
-    return columns
 
 
 def _refuse_unrunnable(caller: Caller, function: Resource[FunctionSpec]) -> None:
@@ -129,24 +161,23 @@ def _limit(runtime: Runtime, spec: FunctionSpec, asked: int | None) -> tuple[flo
     return (float(asked), "request") if asked is not None and asked < limit else (limit, source)
 
 
-def _is_call(call: CallIdentity) -> Sequence[ColumnElement[bool]]:
-    return (
-        ExecutionRow.turn_id == call.turn_id,
-        ExecutionRow.step == call.step,
-        ExecutionRow.call_index == call.index,
-    )
-
-
 async def of_call(runtime: Runtime, call: CallIdentity) -> ExecutionRow | None:
     """The execution that a tool call has already started, if any."""
-    found = await look(runtime, *_is_call(call))
-    return found[0] if found else None
+    rows = await runtime.database.lookup(_BY_CALL, _which(call))
+    return ExecutionRow(**rows[0]._asdict()) if rows else None
 
 
-async def look(runtime: Runtime, *where: ColumnElement[bool]) -> list[ExecutionRow]:
-    """Executions as they are now, read in one round trip; the rows belong to no session."""
-    rows = await runtime.database.read(select(ExecutionRow).where(*where))
-    return [ExecutionRow(**row._asdict()) for row in rows]
+def _which(call: CallIdentity) -> dict[str, object]:
+    return {"of_turn": call.turn_id, "of_step": call.step, "of_index": call.index}
+
+
+_ROW = select(*ExecutionRow.__table__.columns)
+_BY_ID = _ROW.where(ExecutionRow.id == bindparam("of_id", type_=Uuid))
+_BY_CALL = _ROW.where(
+    ExecutionRow.turn_id == bindparam("of_turn", type_=Uuid),
+    ExecutionRow.step == bindparam("of_step", type_=Integer),
+    ExecutionRow.call_index == bindparam("of_index", type_=Integer),
+)
 
 
 async def wait(runtime: Runtime, execution_id: UUID, timeout_seconds: float) -> ExecutionRow:
@@ -158,7 +189,7 @@ async def wait(runtime: Runtime, execution_id: UUID, timeout_seconds: float) -> 
     deadline = clock.time() + timeout_seconds
     async with runtime.signals.listen(topic(execution_id)) as listener:
         while True:
-            row = await _look_patiently(runtime, execution_id)
+            row = await _look(runtime, execution_id)
             left = deadline - clock.time()
             if row is not None and (row.has_stopped or left <= 0):
                 return row
@@ -167,14 +198,14 @@ async def wait(runtime: Runtime, execution_id: UUID, timeout_seconds: float) -> 
             await listener.wait(min(LOOK_SECONDS, left))
 
 
-async def _look_patiently(runtime: Runtime, execution_id: UUID) -> ExecutionRow | None:
+async def _look(runtime: Runtime, execution_id: UUID) -> ExecutionRow | None:
     """The execution, or None while the database is away."""
     try:
-        found = await look(runtime, ExecutionRow.id == execution_id)
+        rows = await runtime.database.lookup(_BY_ID, {"of_id": execution_id})
     except SQLAlchemyError as error:
         if is_lost(error):
             return None
         raise
-    if not found:
+    if not rows:
         raise NotFoundError("execution not found")
-    return found[0]
+    return ExecutionRow(**rows[0]._asdict())

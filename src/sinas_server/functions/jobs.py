@@ -1,14 +1,15 @@
 """Running queued executions: claim, token, sandbox, checks, and one end that is stored exactly once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TypeVar
 
+import orjson
 import structlog
 from pydantic import JsonValue
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import Executable, Float, Integer, String, Uuid, bindparam, func, literal_column, null, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
@@ -16,7 +17,7 @@ from sinas_server.backends.sandbox import Ending, Limits, Outcome, Sandbox, Sand
 from sinas_server.functions.execute import QUEUE, topic
 from sinas_server.functions.kind import FunctionSpec, legacy_entry_point
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
-from sinas_server.identity.execution_grants import close_execution_grant, open_execution_grant
+from sinas_server.identity.execution_grants import closing_grants, mint_grant, opening_grants
 from sinas_server.identity.resolve import Principal
 from sinas_server.kernel.job import Claim, Job
 from sinas_server.kernel.runtime import Runtime
@@ -39,6 +40,56 @@ CAUSES = {
     Ending.OUTPUT_TOO_LARGE: Cause.LIMIT,
     Ending.DIED: Cause.LIMIT,
 }
+
+
+_KEPT = (ResourceRow.id == ExecutionRow.function_id, ResourceRow.deleted_at.is_(None))
+_OURS = (
+    ExecutionRow.id == bindparam("our_id", type_=Uuid),
+    ExecutionRow.attempt == bindparam("our_attempt", type_=Integer),
+    ExecutionRow.status == literal_column("'RUNNING'"),
+)
+
+
+def _beginning() -> Executable:
+    """Notes the start and opens the grant; gives the function's spec, null if it was deleted."""
+    version = select(ResourceRow.version).where(*_KEPT).scalar_subquery()
+    begun = (
+        update(ExecutionRow)
+        .where(*_OURS)
+        .values(started_at=func.now(), version=func.coalesce(version, ExecutionRow.version))
+        .returning(ExecutionRow.id, select(ResourceRow.spec).where(*_KEPT).scalar_subquery().label("spec"))
+        .cte("begun")
+    )
+    return select(begun.c.spec).add_cte(opening_grants(select(begun.c.id)).cte("granted"))
+
+
+def _ending(values: Mapping[str, object]) -> Executable:
+    """Stores what came of an attempt and voids its token; gives the id if the row was still ours."""
+    columns = ExecutionRow.__table__.columns
+    outcome = {
+        "status": bindparam("end_status", type_=String),
+        "output_data": bindparam("end_output", type_=columns["output_data"].type),
+        "failures": ExecutionRow.failures + bindparam("end_failures", type_=Integer),
+        "lease_until": null(),
+    }
+    for name in ("cause", "error", "traceback", "stdout", "stderr", "duration_ms"):
+        outcome[name] = bindparam(f"end_{name}", type_=columns[name].type)
+    done = update(ExecutionRow).where(*_OURS).values(**outcome, **values).returning(ExecutionRow.id).cte("done")
+    return select(done.c.id).add_cte(closing_grants(select(done.c.id)).cte("closed"))
+
+
+_BEGIN = _beginning()
+_FINISH = _ending({"completed_at": func.now()})
+_RETRY = _ending(
+    {
+        "started_at": null(),
+        "run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("retry_seconds", type_=Float)),
+    }
+)
+
+
+def _ours(row: ExecutionRow) -> dict[str, object]:
+    return {"our_id": row.id, "our_attempt": row.attempt}
 
 
 @dataclass(frozen=True)
@@ -102,31 +153,16 @@ async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
 
 async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
     """Note that the code starts now, and open its access token; None if the row is no longer ours."""
-    kept = (ResourceRow.id == ExecutionRow.function_id, ResourceRow.deleted_at.is_(None))
-    statement = (
-        update(ExecutionRow)
-        .where(*_ours(row))
-        .values(
-            started_at=func.now(),
-            version=func.coalesce(select(ResourceRow.version).where(*kept).scalar_subquery(), ExecutionRow.version),
-        )
-        .returning(select(ResourceRow.spec).where(*kept).scalar_subquery())
-    )
     owners = tuple(dict.fromkeys([*row.owner_ids, *([row.function_owner_id] if row.function_owner_id else [])]))
     principal = Principal(row.user_id, row.api_key_id, owners, row.depth + 1)
-    async with runtime.database.unit() as db:
-        found = (await db.execute(statement, execution_options={"synchronize_session": False})).first()
-        if found is None:
-            return None
-        if found[0] is None:
-            return Begun(None, "")
-        token = await open_execution_grant(db, runtime, row.id, principal, row.timeout + TOKEN_MARGIN_SECONDS)
+    token, parameters = mint_grant(runtime, row.id, principal, row.timeout + TOKEN_MARGIN_SECONDS)
+    found = await runtime.database.direct(_BEGIN, {**parameters, **_ours(row)})
+    if not found:
+        return None
+    if found[0].spec is None:
+        return Begun(None, token)
     stored = SecretContext("sealed", runtime.database.sealer)
-    return Begun(FunctionSpec.model_validate(FunctionSpec.upgrade(found[0]), context=stored), token)
-
-
-def _ours(row: ExecutionRow) -> tuple[ColumnElement[bool], ...]:
-    return (ExecutionRow.id == row.id, ExecutionRow.attempt == row.attempt, ExecutionRow.status == Status.RUNNING)
+    return Begun(FunctionSpec.model_validate(FunctionSpec.upgrade(found[0].spec), context=stored), token)
 
 
 async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun) -> End:
@@ -213,45 +249,23 @@ def _text(text: str) -> str:
 
 async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
     """Store the end, or the wait for another attempt, if the row is still ours; then tell who waits."""
-    again = end.cause is not None and not end.final and row.failures < row.max_retries
-    statement = update(ExecutionRow).where(*_ours(row)).values(**(_retry(runtime, end) if again else _ended(end)))
-    statement = statement.returning(ExecutionRow.id)
-    async with runtime.database.unit() as db:
-        if (await db.execute(statement, execution_options={"synchronize_session": False})).first() is None:
-            return  # canceled or taken over: the token is no longer this attempt's to close
-        await close_execution_grant(db, row.id)
-        if not again:
-            db.after_commit(lambda: runtime.signals.signal(topic(row.id)))
-
-
-def _outcome(end: End) -> dict[str, object]:
-    return {
-        "cause": end.cause,
-        "error": end.error,
-        "traceback": end.traceback,
-        "stdout": end.stdout,
-        "stderr": end.stderr,
-        "duration_ms": end.duration_ms,
-        "lease_until": None,
+    failed = end.cause is not None
+    again = failed and not end.final and row.failures < row.max_retries
+    final = Status.FAILED if failed else Status.COMPLETED
+    parameters = {
+        **_ours(row),
+        "end_status": (Status.PENDING if again else final).value,
+        "end_output": None if end.output is None else orjson.dumps(end.output).decode(),
+        "end_cause": end.cause.value if end.cause else None,
+        "end_error": end.error,
+        "end_traceback": end.traceback,
+        "end_stdout": end.stdout,
+        "end_stderr": end.stderr,
+        "end_duration_ms": end.duration_ms,
+        "end_failures": 1 if failed else 0,
     }
-
-
-def _ended(end: End) -> dict[str, object]:
-    return {
-        **_outcome(end),
-        "status": Status.COMPLETED if end.cause is None else Status.FAILED,
-        "output_data": end.output,
-        "failures": ExecutionRow.failures + (0 if end.cause is None else 1),
-        "completed_at": func.now(),
-    }
-
-
-def _retry(runtime: Runtime, end: End) -> dict[str, object]:
-    delay = func.make_interval(0, 0, 0, 0, 0, 0, runtime.settings.queue_retry_delay)
-    return {
-        **_outcome(end),
-        "status": Status.PENDING,
-        "failures": ExecutionRow.failures + 1,
-        "started_at": None,
-        "run_at": func.now() + delay,
-    }
+    if again:
+        parameters["retry_seconds"] = runtime.settings.queue_retry_delay
+    ended = await runtime.database.direct(_RETRY if again else _FINISH, parameters)
+    if ended and not again:
+        await runtime.signals.signal(topic(row.id))

@@ -16,9 +16,9 @@ from sinas_server.functions.views import (
     FunctionExecuteResponse,
     result_view,
 )
-from sinas_server.kernel import store
+from sinas_server.kernel import lookup
 from sinas_server.kernel.errors import BadRequestError
-from sinas_server.kernel.http import CurrentCaller, CurrentDb, JsonAnswer, Run, new_router
+from sinas_server.kernel.http import CurrentCaller, JsonAnswer, Run, new_router
 from sinas_server.kernel.routes import crud_router, runtime_list_router
 from sinas_server.kernel.runtime import Runtime
 
@@ -26,14 +26,14 @@ PATIENCE_SECONDS = 15.0
 """How often a route that waits looks whether its client is still there."""
 
 
-def _where(
+async def _where(
     namespace: Annotated[str, Path(description="The function's namespace.")],
     name: Annotated[str, Path(description="The function's name.")],
 ) -> tuple[str, str]:
     return namespace, name
 
 
-def _trigger(
+async def _trigger(
     x_trigger: Annotated[str | None, Header(description="`MANUAL` for a run by hand in a console.")] = None,
 ) -> Trigger:
     return Trigger.MANUAL if (x_trigger or "").strip().upper() == Trigger.MANUAL else Trigger.API
@@ -48,9 +48,8 @@ async def _execute(
 ) -> Response:
     """Answers 200 also when the function fails or times out: `status` says which."""
     order = Order(trigger=by, input=body.input, waits=True, timeout=body.timeout)
-    async with runtime.database.unit() as db:
-        function = await store.use(db, caller, FUNCTION, *at, "execute")
-        execution_id = await execute.start(db, runtime, caller, function, order)
+    function = await lookup.use(runtime.database, caller, FUNCTION, at, "execute")
+    execution_id = await execute.start_now(runtime, caller, function, order)
     return JsonAnswer(result_view(await _stopped(request, runtime, execution_id)))
 
 
@@ -63,7 +62,7 @@ async def _stopped(request: Request, runtime: Runtime, execution_id: UUID) -> Ex
 
 
 async def _execute_async(
-    at: Where, body: FunctionExecuteAsyncRequest, runtime: Run, caller: CurrentCaller, by: By, db: CurrentDb
+    at: Where, body: FunctionExecuteAsyncRequest, runtime: Run, caller: CurrentCaller, by: By
 ) -> Response:
     """If its code fails, it is tried again up to `QUEUE_MAX_RETRIES` times."""
     if body.callback_url is not None:
@@ -77,8 +76,8 @@ async def _execute_async(
         delay_seconds=body.delay_seconds or 0,
         trigger_id=body.trigger_id,
     )
-    function = await store.use(db, caller, FUNCTION, *at, "execute")
-    execution_id = await execute.start(db, runtime, caller, function, order)
+    function = await lookup.use(runtime.database, caller, FUNCTION, at, "execute")
+    execution_id = await execute.start_now(runtime, caller, function, order)
     return JsonAnswer({"execution_id": str(execution_id), "status": "queued"}, 202)
 
 

@@ -14,7 +14,7 @@ from sinas_server.functions.kind import FUNCTION, FunctionSpec
 from sinas_server.functions.parameters import fixed, shown_schema
 from sinas_server.functions.tables import ExecutionRow, Status, Trigger
 from sinas_server.identity.resolve import Principal, act_for
-from sinas_server.kernel import store
+from sinas_server.kernel import lookup, store
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
 from sinas_server.kernel.kind import reference
@@ -71,11 +71,10 @@ class FunctionTools:
             given = {**tool.defaults, **arguments, **tool.locked}
             order = Order(trigger=Trigger.AGENT, input=given, waits=True, call=identity, location=("arguments",))
             try:
-                async with runtime.database.unit() as db:
-                    function = (await _active(db, [_where(tool.target)])).get(_where(tool.target))
-                    if function is None:
-                        raise NotFoundError(f"{FUNCTION.called(*_where(tool.target))} does not exist any more")
-                    execution_id = await execute.start(db, runtime, caller, function, order)
+                function = await lookup.find(runtime.database, FUNCTION, *_where(tool.target))
+                if function is None or not function.is_active:
+                    raise NotFoundError(f"{FUNCTION.called(*_where(tool.target))} does not exist any more")
+                execution_id = await execute.start_now(runtime, caller, function, order)
             except (NotFoundError, InvalidError, BadRequestError) as error:
                 return ToolResult(f"Error: {error.detail}", is_error=True)
         else:

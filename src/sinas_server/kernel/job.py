@@ -12,7 +12,24 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import structlog
-from sqlalchemy import and_, func, or_, select, true, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Executable,
+    Float,
+    Integer,
+    Text,
+    Uuid,
+    all_,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
@@ -65,6 +82,40 @@ def cancel_topic(queue: str) -> str:
     return f"cancel:{queue}"
 
 
+def _claiming(table: Any, *, nested_only: bool) -> Executable:
+    """Takes up to `most` due rows for a worker and gives them, with the status each had before as `was`."""
+    # In the text of the statement, or a plan for any status could not use the index of the two.
+    pending: ColumnElement[str] = literal_column("'PENDING'")
+    running: ColumnElement[str] = literal_column("'RUNNING'")
+    due = or_(
+        and_(table.status == pending, table.run_at <= func.now()),
+        and_(table.status == running, table.lease_until < func.now()),
+    )
+    # Rows with waiting ancestors come first and need no slot, or the ancestors would wait for ever.
+    # What still runs here is not claimed twice: its lease is renewed when the database is back.
+    picked = (
+        select(table.id, table.status.label("was"))
+        .where(due, table.depth > 0 if nested_only else true())
+        .where(table.id != all_(bindparam("running", type_=ARRAY(Uuid))))
+        .order_by(table.depth.desc(), table.run_at)
+        .limit(bindparam("most", type_=Integer))
+        .with_for_update(skip_locked=True)
+        .cte("picked")
+    )
+    lease = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("lease_seconds", type_=Float))
+    return (
+        update(table)
+        .where(table.id == picked.c.id)
+        .values(
+            status="RUNNING",
+            attempt=table.attempt + 1,
+            lease_until=func.now() + lease,
+            worker=bindparam("worker_name", type_=Text),
+        )
+        .returning(*table.__table__.columns, picked.c.was)
+    )
+
+
 class Worker(Generic[R]):
     """Runs the rows of one queue, `slots` at a time."""
 
@@ -73,6 +124,8 @@ class Worker(Generic[R]):
         self.job = job
         self.slots = slots
         self.running: dict[UUID, asyncio.Task[None]] = {}
+        self._claim_any = _claiming(job.table, nested_only=False)
+        self._claim_nested = _claiming(job.table, nested_only=True)
         self._nested: set[UUID] = set()
         self._woken = asyncio.Event()
         self._has_free = asyncio.Event()
@@ -140,36 +193,15 @@ class Worker(Generic[R]):
         return len(claims) == most
 
     async def _claim(self, most: int) -> list[Claim[R]]:
-        table: Any = self.job.table
-        lease = func.make_interval(0, 0, 0, 0, 0, 0, self.runtime.settings.job_lease_seconds)
-        due = or_(
-            and_(table.status == "PENDING", table.run_at <= func.now()),
-            and_(table.status == "RUNNING", table.lease_until < func.now()),
-        )
-        # Rows with waiting ancestors come first and need no slot, or the ancestors would wait for ever.
-        # What still runs here is not claimed twice: its lease is renewed when the database is back.
-        picked = (
-            select(table.id, table.status.label("was"))
-            .where(due, true() if self._free() else table.depth > 0, table.id.not_in(list(self.running)))
-            .order_by(table.depth.desc(), table.run_at)
-            .limit(most)
-            .with_for_update(skip_locked=True)
-            .cte("picked")
-        )
-        statement = (
-            update(table)
-            .where(table.id == picked.c.id)
-            .values(
-                status="RUNNING",
-                attempt=table.attempt + 1,
-                lease_until=func.now() + lease,
-                worker=self.runtime.worker_name,
-            )
-            .returning(table, picked.c.was)
-        )
-        async with self.runtime.database.unit() as db:
-            found = (await db.execute(statement, execution_options={"synchronize_session": False})).all()
-        return [Claim(row, was == "RUNNING") for row, was in found]
+        parameters = {
+            "most": most,
+            "running": list(self.running),
+            "lease_seconds": self.runtime.settings.job_lease_seconds,
+            "worker_name": self.runtime.worker_name,
+        }
+        statement = self._claim_any if self._free() else self._claim_nested
+        found = [row._asdict() for row in await self.runtime.database.direct(statement, parameters)]
+        return [Claim(interrupted=values.pop("was") == "RUNNING", row=self.job.table(**values)) for values in found]
 
     async def _run_one(self, row_id: UUID, claim: Claim[R]) -> None:
         try:

@@ -24,7 +24,7 @@ from sinas_server.kernel.errors import (
 from sinas_server.kernel.kind import Kind, S
 from sinas_server.kernel.secret import PLAIN, SecretContext
 from sinas_server.kernel.tables import ResourceRow, ResourceVersionRow
-from sinas_server.kernel.unit import Db
+from sinas_server.kernel.unit import Database, Db
 
 COLUMNS = OwnedColumns((ResourceRow.namespace, ResourceRow.name), ResourceRow.owner_id)
 NAME_ONLY = OwnedColumns((ResourceRow.name,), ResourceRow.owner_id)
@@ -110,7 +110,7 @@ def _sealed(db: Db, spec: S) -> dict[str, Any]:
     return spec.model_dump(mode="json", by_alias=True, context=SecretContext("sealed", db.sealer))
 
 
-def load(db: Db, kind: Kind[S], row: ResourceRow) -> Resource[S]:
+def load(db: Db | Database, kind: Kind[S], row: ResourceRow) -> Resource[S]:
     """The resource behind a row."""
     raw = kind.spec.upgrade(row.spec)
     return Resource(

@@ -75,6 +75,10 @@ class Database:
                 raise
             return await self._direct.fetch(statement, parameters)
 
+    async def direct(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any]:
+        """One constant statement that gives rows, committed by itself, as cheap as `lookup`; never repeated."""
+        return await self._direct.fetch(statement, parameters)
+
     async def close(self) -> None:
         """Close every connection."""
         await self._direct.close()
