@@ -10,6 +10,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse
@@ -23,6 +25,7 @@ from sinas_server.settings import Settings
 
 VERSION = version("sinas-server")
 MAX_BODY_BYTES = 32 << 20
+TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES >> 20} MB"
 MANAGEMENT_PATH = "/api/v1"
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
 ALLOWED_HEADERS = ["Authorization", "Content-Type", "X-API-Key", "X-Application", "X-Chat-ID", "If-Match", "X-Trigger"]
@@ -48,6 +51,34 @@ class CleanPath:
             if len(path) > 1 and path.endswith("/"):
                 scope = {**scope, "path": path.rstrip("/") or "/"}
         await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses bodies that say to be too large, or turn out to be; FastAPI's own limit does not answer in JSON."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        said = Headers(scope=scope).get("content-length", "0")
+        if len(said) > 18 or (said.isdecimal() and int(said) > MAX_BODY_BYTES):
+            await JsonAnswer({"detail": TOO_LARGE, "code": "too_large"}, 413)(scope, receive, send)
+            return
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BODY_BYTES:
+                raise HTTPException(413, TOO_LARGE)
+            return message
+
+        await self._app(scope, counted, send)
 
 
 class SecurityHeaders:
@@ -130,7 +161,12 @@ def _middleware(settings: Settings) -> list[Middleware]:
         expose_headers=EXPOSED_HEADERS,
         max_age=86400,
     )
-    return [Middleware(SecurityHeaders, https=settings.domain is not None), cors, Middleware(CleanPath)]
+    return [
+        Middleware(SecurityHeaders, https=settings.domain is not None),
+        cors,
+        Middleware(BodyLimit),
+        Middleware(CleanPath),
+    ]
 
 
 def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str = "") -> FastAPI:
@@ -142,7 +178,6 @@ def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
-        max_body_size=MAX_BODY_BYTES,
         servers=[{"url": prefix or "/"}],
     )
     install_error_handlers(app)

@@ -53,14 +53,14 @@ class _ContentPart(BaseModel):
 class TextContentPart(_ContentPart):
     """Text."""
 
-    type: Literal["text"]
+    type: Literal["text"] = Field(description="`text`.")
     text: str = Field(max_length=MAX_TEXT, description="The text.")
 
 
 class ImageContentPart(_ContentPart):
     """An image."""
 
-    type: Literal["image"]
+    type: Literal["image"] = Field(description="`image`.")
     image: AddressOrData = Field(description="An https or data URL.")
     detail: Literal["low", "high", "auto"] | None = Field(default=None, description="How closely to look.")
 
@@ -68,7 +68,7 @@ class ImageContentPart(_ContentPart):
 class AudioContentPart(_ContentPart):
     """A recording: `data` or `url`."""
 
-    type: Literal["audio"]
+    type: Literal["audio"] = Field(description="`audio`.")
     data: Base64 | None = Field(default=None, description="The recording in base64.")
     url: Address | None = Field(default=None, description="Where it can be fetched.")
     format: Literal["wav", "mp3", "m4a", "ogg"] = Field(description="Its format.")
@@ -83,7 +83,7 @@ class AudioContentPart(_ContentPart):
 class FileContentPart(_ContentPart):
     """A file: `file_data` or `file_url`."""
 
-    type: Literal["file"]
+    type: Literal["file"] = Field(description="`file`.")
     file_data: str | None = Field(default=None, description="The file in base64, or as a data URL.")
     file_url: Address | None = Field(default=None, description="Where it can be fetched.")
     file_id: str | None = Field(default=None, description="A file kept by a provider; not supported.")

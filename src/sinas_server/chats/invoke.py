@@ -9,7 +9,7 @@ from sinas_server.chats.chat import Wanted, alive, chat_agent, create_chat
 from sinas_server.chats.send import answered, finished
 from sinas_server.chats.start import start_turn
 from sinas_server.chats.tables import ChatRow
-from sinas_server.chats.views import InvokeRequest, InvokeResponse
+from sinas_server.chats.views import AgentName, InvokeRequest, InvokeResponse, Namespace
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, ForbiddenError
 from sinas_server.kernel.http import CurrentCaller, Run, new_router
@@ -41,7 +41,12 @@ async def _session(db: Db, caller: Caller, agent: Resource[AgentSpec], body: Inv
 
 
 async def _invoke(
-    namespace: str, agent_name: str, body: InvokeRequest, runtime: Run, caller: CurrentCaller, request: Request
+    namespace: Namespace,
+    agent_name: AgentName,
+    body: InvokeRequest,
+    runtime: Run,
+    caller: CurrentCaller,
+    request: Request,
 ) -> InvokeResponse:
     """Waits for the answer; if the client goes away, the turn goes on."""
     async with runtime.database.unit() as db:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
@@ -24,37 +24,43 @@ from sinas_server.chats.chat import (
 from sinas_server.chats.follow import deleted, follow, journaled, replay
 from sinas_server.chats.live import topic
 from sinas_server.chats.send import answered, finished
-from sinas_server.chats.start import Started, start_turn
+from sinas_server.chats.start import Started, start_now
 from sinas_server.chats.tables import QUEUE, ChannelRow, ChatRow, MessageRow, TurnRow
 from sinas_server.chats.views import (
     AgentChatCreateRequest,
+    AgentName,
     ApprovalResponse,
     ChatResponse,
     ChatUpdate,
     ChatWithMessages,
     MessageResponse,
     MessageSendRequest,
+    Namespace,
     PendingApprovalResponse,
     SentResponse,
     StopResponse,
     ToolApprovalRequest,
     TurnResponse,
 )
+from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, InvalidError, NotFoundError
 from sinas_server.kernel.http import CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.job import cancel_topic
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 
+ChatId = Annotated[UUID, Path(description="The chat's id.")]
+ChannelId = Annotated[UUID, Path(description="The channel of a turn, as its first answer names it.")]
+ToolCallId = Annotated[str, Path(description="The tool call's id, as `approval_required` names it.")]
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 EVENTS = "Server-sent events until `done` or `error`."
 EVENT_STREAM: Mapping[int | str, dict[str, object]] = {
-    200: {"content": {"text/event-stream": {}}, "description": EVENTS}
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": EVENTS}
 }
 
 
 async def _create(
-    namespace: str, agent_name: str, body: AgentChatCreateRequest, db: CurrentDb, caller: CurrentCaller
+    namespace: Namespace, agent_name: AgentName, body: AgentChatCreateRequest, db: CurrentDb, caller: CurrentCaller
 ) -> ChatResponse:
     agent = await chat_agent(db, caller, namespace, agent_name)
     wanted = Wanted(
@@ -83,7 +89,7 @@ async def _list(
     return [ChatResponse.of(chat) for chat in found.chats]
 
 
-async def _get(chat_id: UUID, db: CurrentDb, caller: CurrentCaller) -> ChatWithMessages:
+async def _get(chat_id: ChatId, db: CurrentDb, caller: CurrentCaller) -> ChatWithMessages:
     chat = await find_chat(db, caller, chat_id, "read")
     last = await db.scalar(
         select(TurnRow).where(TurnRow.chat_id == chat.id).order_by(TurnRow.created_at.desc()).limit(1)
@@ -101,11 +107,11 @@ async def _said(db: Db, chat_id: UUID) -> list[MessageResponse]:
     return [MessageResponse.of(row) for row in rows]
 
 
-async def _messages(chat_id: UUID, db: CurrentDb, caller: CurrentCaller) -> list[MessageResponse]:
+async def _messages(chat_id: ChatId, db: CurrentDb, caller: CurrentCaller) -> list[MessageResponse]:
     return await _said(db, (await find_chat(db, caller, chat_id, "read")).id)
 
 
-async def _update(chat_id: UUID, body: ChatUpdate, db: CurrentDb, caller: CurrentCaller) -> ChatResponse:
+async def _update(chat_id: ChatId, body: ChatUpdate, db: CurrentDb, caller: CurrentCaller) -> ChatResponse:
     chat = await find_chat(db, caller, chat_id, "update", lock=True)
     values = {key: value for key, value in body.model_dump().items() if value is not None}
     if not values:
@@ -119,7 +125,7 @@ async def _update(chat_id: UUID, body: ChatUpdate, db: CurrentDb, caller: Curren
     return ChatResponse.of(changed)
 
 
-async def _delete(chat_id: UUID, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> None:
+async def _delete(chat_id: ChatId, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> None:
     """A turn that is running stops."""
     chat = await find_chat(db, caller, chat_id, "delete", lock=True)
     active = chat.active_channel_id
@@ -139,20 +145,18 @@ async def _end_deleted(runtime: Runtime, channel_id: UUID) -> None:
 
 
 async def _send(
-    chat_id: UUID, body: MessageSendRequest, runtime: Run, caller: CurrentCaller, request: Request
+    chat_id: ChatId, body: MessageSendRequest, runtime: Run, caller: CurrentCaller, request: Request
 ) -> SentResponse:
     """Waits for the turn; if the client goes away, the turn goes on."""
     started = await _start(chat_id, body, runtime, caller)
     return await answered(runtime, await finished(runtime, started.turn_id, request))
 
 
-async def _start(chat_id: UUID, body: MessageSendRequest, runtime: Runtime, caller: CurrentCaller) -> Started:
-    async with runtime.database.unit() as db:
-        chat = await own_chat(db, caller, chat_id)
-        return await start_turn(db, runtime, caller, chat, body.content, include_thinking=body.include_thinking)
+async def _start(chat_id: UUID, body: MessageSendRequest, runtime: Runtime, caller: Caller) -> Started:
+    return await start_now(runtime, caller, chat_id, body.content, include_thinking=body.include_thinking)
 
 
-async def _stream(chat_id: UUID, body: MessageSendRequest, runtime: Run, caller: CurrentCaller) -> StreamingResponse:
+async def _stream(chat_id: ChatId, body: MessageSendRequest, runtime: Run, caller: CurrentCaller) -> StreamingResponse:
     """If the connection breaks, the turn goes on: read on at `/chats/{chat_id}/stream/{channel_id}`."""
     started = await _start(chat_id, body, runtime, caller)
     return _events(follow(runtime, started.channel_id, START), started.chat_id, started.channel_id)
@@ -168,8 +172,8 @@ LastEventId = Annotated[str | None, Header(description="The same, as browsers se
 
 
 async def _read(
-    chat_id: UUID,
-    channel_id: UUID,
+    chat_id: ChatId,
+    channel_id: ChannelId,
     runtime: Run,
     caller: CurrentCaller,
     last_id: LastId = "0",
@@ -197,7 +201,12 @@ def _position(last_id: str, last_event_id: str | None) -> Position:
 
 
 async def _approve(
-    chat_id: UUID, tool_call_id: str, body: ToolApprovalRequest, runtime: Run, db: CurrentDb, caller: CurrentCaller
+    chat_id: ChatId,
+    tool_call_id: ToolCallId,
+    body: ToolApprovalRequest,
+    runtime: Run,
+    db: CurrentDb,
+    caller: CurrentCaller,
 ) -> ApprovalResponse:
     """Once no call of the answer waits any more, the agent goes on: follow the channel."""
     chat = await own_chat(db, caller, chat_id)
@@ -213,7 +222,7 @@ async def _approve(
     )
 
 
-async def _stop(chat_id: UUID, runtime: Run, caller: CurrentCaller) -> StopResponse:
+async def _stop(chat_id: ChatId, runtime: Run, caller: CurrentCaller) -> StopResponse:
     """What the agent said so far is kept."""
     async with runtime.database.unit() as db:
         chat = await find_chat(db, caller, chat_id, "update", lock=True)

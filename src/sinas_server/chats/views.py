@@ -1,8 +1,10 @@
 """Chats, messages and answers as HTTP shows them."""
 
 from datetime import datetime
+from typing import Annotated
 from uuid import UUID
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sinas_server.chats.content import Content, shown
@@ -10,6 +12,8 @@ from sinas_server.chats.record import as_call
 from sinas_server.chats.tables import ChatRow, MessageRow, ToolCallRow, TurnRow
 
 LONGEST_SECONDS = 315_360_000
+Namespace = Annotated[str, Path(description="The agent's namespace.")]
+AgentName = Annotated[str, Path(description="The agent's name.")]
 
 
 class _Body(BaseModel):

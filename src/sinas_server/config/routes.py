@@ -143,7 +143,12 @@ def _router() -> APIRouter:
         except DocumentError as error:
             return _applied(Report(errors=error.problems))
 
-    @router.get("/export", response_class=Response, summary="Export the configuration as YAML")
+    @router.get(
+        "/export",
+        response_class=Response,
+        summary="Export the configuration as YAML",
+        responses={200: {"content": {"application/yaml": {"schema": {"type": "string"}}}}},
+    )
     async def export_config(
         db: CurrentDb,
         runtime: Run,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, TypeAlias
 from uuid import UUID
 
-from fastapi import Query
+from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import func, select, update
 
@@ -20,6 +20,7 @@ from sinas_server.kit.clock import now
 from sinas_server.kit.crypto import hash_token
 
 api_keys_router = new_router("/api-keys", "api-keys")
+KeyId: TypeAlias = Annotated[UUID, Path(description="The key's id.")]
 
 
 def in_utc(value: datetime) -> datetime:
@@ -132,13 +133,13 @@ async def list_keys(
 
 
 @api_keys_router.get("/{key_id}", summary="Get an API key")
-async def get(key_id: UUID, db: CurrentDb, caller: CurrentCaller) -> APIKeyResponse:
+async def get(key_id: KeyId, db: CurrentDb, caller: CurrentCaller) -> APIKeyResponse:
     """The key without its secret part."""
     return await _found(db, caller, key_id, "read")
 
 
 @api_keys_router.delete("/{key_id}", status_code=204, summary="Revoke an API key")
-async def revoke(key_id: UUID, db: CurrentDb, caller: CurrentCaller) -> None:
+async def revoke(key_id: KeyId, db: CurrentDb, caller: CurrentCaller) -> None:
     """It stops working at once, together with the keys that were made with it."""
     key = await _found(db, caller, key_id, "delete")
     family = select(ApiKeyRow.id).where(ApiKeyRow.id == key_id).cte("family", recursive=True)

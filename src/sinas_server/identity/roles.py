@@ -41,6 +41,7 @@ def domain(value: str | None) -> str | None:
 NAME_PATTERN = r"^[^/\x00-\x1f\x7f]+$"
 Domain: TypeAlias = Annotated[Annotated[str, Field(max_length=255)] | None, AfterValidator(domain)]
 RoleName: TypeAlias = Annotated[str, Path(max_length=255, description="The role's name.")]
+UserId: TypeAlias = Annotated[UUID, Path(description="The user's id.")]
 
 
 class RoleCreate(BaseModel):
@@ -223,7 +224,7 @@ async def add_member(name: RoleName, body: UserRoleAdd, db: CurrentDb, caller: C
 
 
 @roles_router.delete("/{name}/members/{user_id}", status_code=204, summary="Remove a user from a role")
-async def remove_member(name: RoleName, user_id: UUID, db: CurrentDb, caller: CurrentCaller) -> None:
+async def remove_member(name: RoleName, user_id: UserId, db: CurrentDb, caller: CurrentCaller) -> None:
     """The user loses at once what the role gave."""
     role = await _editable(db, caller, name, "update")
     gone = delete(UserRoleRow).where(UserRoleRow.role_id == role.id, UserRoleRow.user_id == user_id)

@@ -1,11 +1,11 @@
 """The routes of users. Without `read:all` a caller knows of nobody but himself."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, TypeAlias
 from uuid import UUID
 
 import orjson
-from fastapi import Query
+from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, JsonValue
 from sqlalchemy import ARRAY, Text, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -21,6 +21,7 @@ from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.unit import Db
 
 users_router = new_router("/users", "users")
+UserId: TypeAlias = Annotated[UUID, Path(description="The user's id.")]
 MAX_FIELDS_BYTES = 16_384
 
 
@@ -108,13 +109,13 @@ async def create(body: CreateUserRequest, db: CurrentDb, caller: CurrentCaller) 
 
 
 @users_router.get("/{user_id}", summary="Get a user")
-async def get(user_id: UUID, db: CurrentDb, caller: CurrentCaller) -> UserWithRolesResponse:
+async def get(user_id: UserId, db: CurrentDb, caller: CurrentCaller) -> UserWithRolesResponse:
     """A user with the names of the roles."""
     return await _found(db, caller, user_id, "read")
 
 
 @users_router.patch("/{user_id}", summary="Update a user")
-async def change(user_id: UUID, body: UserUpdate, db: CurrentDb, caller: CurrentCaller) -> UserWithRolesResponse:
+async def change(user_id: UserId, body: UserUpdate, db: CurrentDb, caller: CurrentCaller) -> UserWithRolesResponse:
     """Everyone may change the own profile; (de)activating takes `sinas.users.update:all`."""
     user = await _found(db, caller, user_id, "update")
     values = body.model_dump(exclude_none=True)
@@ -135,7 +136,7 @@ async def change(user_id: UUID, body: UserUpdate, db: CurrentDb, caller: Current
 
 
 @users_router.delete("/{user_id}", status_code=204, summary="Delete a user")
-async def remove(user_id: UUID, db: CurrentDb, caller: CurrentCaller) -> None:
+async def remove(user_id: UserId, db: CurrentDb, caller: CurrentCaller) -> None:
     """Ends the user's sessions and keys at once. What the user declared stays, and acts for nobody."""
     user = await _found(db, caller, user_id, "delete")
     await _protect_administrators(db, caller, user_id)

@@ -1,0 +1,85 @@
+"""Both OpenAPI documents are a reference that people can use."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from openapi_spec_validator import validate
+
+Json = dict[str, Any]
+prefixes = pytest.mark.parametrize("prefix", ["", "/api/v1"])
+
+
+@pytest.fixture
+async def document(prefix: str, client: httpx2.AsyncClient) -> Json:
+    answer: Json = (await client.get(f"{prefix}/openapi.json")).json()
+    return answer
+
+
+def operations(document: Json) -> Iterator[tuple[str, Json]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield f"{method.upper()} {path}", operation
+
+
+@prefixes
+async def test_it_is_valid(document: Json) -> None:
+    validate(document)
+
+
+@prefixes
+async def test_operations_are_named_and_summarized(document: Json) -> None:
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert sorted(ids) == sorted(set(ids))
+    for place, operation in operations(document):
+        assert operation["summary"][0].isupper() and not operation["summary"].endswith("."), place
+        assert operation["tags"], place
+
+
+@prefixes
+async def test_every_answer_has_a_schema(document: Json) -> None:
+    for place, operation in operations(document):
+        successes = {code: answer for code, answer in operation["responses"].items() if code.startswith("2")}
+        assert successes, place
+        for code, answer in successes.items():
+            if code == "204":
+                assert "content" not in answer, place
+                continue
+            assert answer.get("content"), place
+            for media, content in answer["content"].items():
+                assert "schema" in content, f"{place} {code} {media}"
+
+
+@prefixes
+async def test_every_parameter_and_field_is_described(document: Json) -> None:
+    undescribed = [
+        f"{place} {parameter['name']}"
+        for place, operation in operations(document)
+        for parameter in operation.get("parameters", ())
+        if not parameter.get("description")
+    ]
+    for name, schema in document["components"]["schemas"].items():
+        if name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own
+            continue
+        undescribed += [
+            f"{name}.{field}"
+            for field, content in schema.get("properties", {}).items()
+            if not content.get("description")
+        ]
+    assert undescribed == []
+
+
+@prefixes
+async def test_answers_always_hold_every_field(document: Json) -> None:
+    """Defaults of what is declared must not make fields of answers optional."""
+    for name, schema in document["components"]["schemas"].items():
+        if name in ("AgentResponse", "FunctionResponse", "ProviderResponse"):
+            assert set(schema["required"]) == set(schema["properties"]), name
+
+
+@prefixes
+async def test_no_answer_holds_a_secret(document: Json) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        if name.endswith("Response"):
+            assert not any(field.get("writeOnly") for field in schema.get("properties", {}).values()), name
