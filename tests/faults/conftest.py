@@ -1,0 +1,97 @@
+"""One stack for all fault tests of a session, with functions that report each run from inside."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+import pytest
+
+from tests.faults.harness import Stack
+from tests.faults.invariants import Invariants
+
+CODE = """
+import os, socket, time
+
+def mark(what):
+    host, _, port = os.environ["SINAS_URL"].removeprefix("http://").partition(":")
+    for _ in range(500):
+        try:
+            with socket.create_connection((host, int(port)), 5) as client:
+                client.sendall(f"GET /health?mark={what} HTTP/1.0\\r\\nHost: {host}\\r\\n\\r\\n".encode())
+                if b" 200 " in client.recv(100):
+                    return
+        except OSError:
+            pass
+        time.sleep(0.02)
+    raise RuntimeError("nobody heard " + what)
+
+def handler(input_data, context):
+    run = f"{context['execution_id']}.{os.urandom(4).hex()}"
+    mark("began." + run)
+    time.sleep(input_data.get("seconds", 0))
+    mark("ended." + run)
+    if input_data.get("raises"):
+        raise ValueError("as asked")
+    return {"run": run}
+"""
+RULES: list[dict[str, object]] = [
+    {
+        "when": {"contains": "go"},
+        "answer": "Looking at both.",
+        "call": [{"tool": "t/once", "arguments": {}}, {"tool": "t/again", "arguments": {}}],
+    },
+    {
+        "when": {"after_tool": "t/again"},
+        "answer": "They say {{ results['t/once'] is mapping }}, {{ results['t/again'] is mapping }}.",
+    },
+]
+DICE = [{"answer": "I rolled" + " {{ range(100000) | random }}" * 5}]
+"""A model that never says the same again."""
+ANY: dict[str, object] = {"input_schema": {}, "output_schema": {}}
+FUNCTIONS = {"once": False, "again": True}
+"""Name → whether it is idempotent."""
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def add_agent(stack: Stack, name: str, rules: Sequence[Mapping[str, object]], functions: Sequence[str]) -> None:
+    """An agent `t/NAME` whose model follows these rules."""
+    config = {"rules": rules, "chunk_size": 8, "delay_ms": 5}
+    provider = {"name": name, "provider_type": "scripted", "config": config}
+    made = await stack.ask("POST", "/api/v1/llm-providers", provider)
+    agent = {"namespace": "t", "name": name, "llm_provider_id": made["id"], "enabled_functions": functions}
+    await stack.ask("POST", "/api/v1/agents", agent)
+
+
+@pytest.fixture(scope="session")
+async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("faults"))
+    try:
+        await stack.start()
+        for name, idempotent in FUNCTIONS.items():
+            body = {"namespace": "t", "name": name, "code": CODE, "idempotent": idempotent}
+            await stack.ask("POST", "/api/v1/functions", {**body, **ANY})
+        code = "def handler(input_data, context):\n    return input_data\n"
+        await stack.ask("POST", "/api/v1/functions", {"namespace": "t", "name": "echo", "code": code, **ANY})
+        await add_agent(stack, "agent", RULES, [f"t/{name}" for name in FUNCTIONS])
+        await add_agent(stack, "dice", DICE, [])
+        yield stack
+    finally:
+        stack.stop()
+
+
+@pytest.fixture
+async def stack(shared_stack: Stack) -> Stack:
+    """The stack, whole and without a plan."""
+    shared_stack.happened()
+    await shared_stack.whole()
+    return shared_stack
+
+
+@pytest.fixture
+def invariants(stack: Stack) -> Iterator[Invariants]:
+    """What must hold after each case; checked at its end."""
+    made = Invariants(stack)
+    yield made
+    made.check()

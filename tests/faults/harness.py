@@ -1,0 +1,225 @@
+"""The stack seen from outside: starting and killing it, planning faults, asking its API and looking into its rows."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, LiteralString, TypeVar
+
+import httpx2
+import psycopg
+import redis
+from psycopg.rows import dict_row
+
+from sinas_server.backends.embedded.datadir import free_port
+from sinas_server.backends.embedded.process import descendants, parents
+from tests.faults.points import COMMANDS, comm, pids_of
+from tests.faults.points import kill as kill_process
+from tests.live import clean_environment
+
+REPOSITORY = Path(__file__).parents[2]
+ROLES = ("api", "functions", "agents", "scheduler")
+PATIENCE = 60.0  # seconds; only a broken stack needs them
+Json = dict[str, Any]
+T = TypeVar("T")
+
+ENDS = """
+CREATE TABLE IF NOT EXISTS fault_ends (id uuid, status text, was text);
+CREATE OR REPLACE FUNCTION fault_end() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO fault_ends VALUES (new.id, new.status, old.status); RETURN new; END $$;
+"""
+ENDED = "('COMPLETED', 'FAILED', 'CANCELLED')"
+
+
+async def eventually(question: Callable[[], Awaitable[T | None]], why: str) -> T:
+    """The first answer that is true; fails after a long time."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                if answer := await question():
+                    return answer
+            except (OSError, psycopg.OperationalError, httpx2.TransportError) as error:
+                why = f"{why}: {error}"[:300]
+            await asyncio.sleep(0.03)
+    raise AssertionError(why)
+
+
+class Stack:
+    """A running stack and its data directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._addresses: dict[str, str] = {}
+        self._database: psycopg.Connection[Json] | None = None
+        self._plans = 0
+
+    async def start(self) -> None:
+        """Start it in its directory, whatever is there, and wait until it serves."""
+        (self.root / "ready.json").unlink(missing_ok=True)
+        with (self.root / "stack.log").open("ab") as log:
+            command = [sys.executable, "-m", "tests.faults.stack", str(self.root), str(self.port)]
+            self.process = subprocess.Popen(
+                command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment()
+            )
+        process = self.process
+
+        async def ready() -> bool:
+            assert process.poll() is None, self.tail()
+            return (self.root / "ready.json").exists()
+
+        await eventually(ready, "the stack does not get ready")
+        self._addresses = json.loads((self.root / "ready.json").read_text())
+        with self._connect() as db:
+            for table in ("executions", "turns"):
+                db.execute(ENDS)
+                # In these statements nothing comes from outside.
+                ended = f"WHEN (new.status IN {ENDED} AND (old.status IS DISTINCT FROM new.status OR {_more(table)}))"
+                db.execute(
+                    f"CREATE OR REPLACE TRIGGER fault_end AFTER UPDATE ON {table} "
+                    f"FOR EACH ROW {ended} EXECUTE FUNCTION fault_end()"
+                )
+
+    async def restart(self) -> None:
+        """When the supervisor is killed, as planned, start it again."""
+        process = self.process
+        assert process is not None
+
+        async def ended() -> bool:
+            return process.poll() is not None
+
+        await eventually(ended, "the plan does not happen")
+        await self.start()
+
+    def stop(self) -> None:
+        """End it, whatever state it is in; fails if it does not end by itself."""
+        if self._database is not None:
+            self._database.close()
+        if self.process is None or self.process.poll() is not None:
+            return
+        below = descendants(self.process.pid)
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            for pid in [*below, self.process.pid]:
+                os.kill(pid, signal.SIGKILL)
+            raise
+
+    def tail(self) -> str:
+        """The end of what the stack wrote."""
+        return (self.root / "stack.log").read_text()[-3000:]
+
+    def kill(self, name: str) -> None:
+        """Kill -9 a role or server now."""
+        assert self.process is not None
+        kill_process(self.process.pid, name)
+
+    @contextmanager
+    def hanging(self, name: str) -> Iterator[None]:
+        """Have a server and all its processes stand still meanwhile."""
+        assert self.process is not None
+        pids = pids_of(self.process.pid, name)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    async def whole(self) -> None:
+        """Wait until every role and server runs and the API answers."""
+        assert self.process is not None
+        me = self.process.pid
+        wanted = {*COMMANDS.values(), *(f"sinas-{role}" for role in ROLES)}
+
+        async def runs() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, self.tail()
+            return wanted <= {comm(pid) for pid, parent in parents().items() if parent == me}
+
+        await eventually(runs, "not every process runs")
+        async with self.client() as client:
+
+            async def answers() -> bool:
+                return bool(self.rows("SELECT 1")) and (await client.get("/auth/me")).status_code == 200
+
+            await eventually(answers, "the API does not answer")
+
+    def plan(self, point: str, nth: int, actions: str) -> None:
+        """Have this happen when a point is passed for the n-th time: processes to kill by name, `flush`, or `lose`."""
+        self._plans += 1
+        (self.root / "fired.json").unlink(missing_ok=True)
+        fresh = self.root / "plan.new"
+        fresh.write_text(json.dumps({"number": self._plans, "point": point, "nth": nth, "actions": actions.split()}))
+        fresh.rename(self.root / "plan.json")
+
+    def happened(self) -> bool:
+        """Whether the plan has happened; forgets it if not."""
+        (self.root / "plan.json").unlink(missing_ok=True)
+        while (self.root / "firing.json").exists():
+            time.sleep(0.01)
+        return (self.root / "fired.json").exists()
+
+    def trace(self) -> list[str]:
+        """The points passed since the last call."""
+        file = self.root / "trace.log"
+        passed = file.read_text().split()
+        os.truncate(file, 0)
+        return passed
+
+    def marks(self) -> list[str]:
+        """What functions reported from inside, ever."""
+        file = self.root / "marks.log"
+        return file.read_text().split() if file.exists() else []
+
+    def address(self, name: str) -> str:
+        """Of `database` or `redis`; or the administrator's `key`."""
+        return self._addresses[name]
+
+    def _connect(self) -> "psycopg.Connection[Json]":
+        address = self.address("database").replace("+psycopg", "")
+        return psycopg.connect(address, autocommit=True, row_factory=dict_row)
+
+    def rows(self, query: LiteralString, **values: object) -> list[Json]:
+        """Rows of a query. Raises `OperationalError` while the database is away."""
+        if self._database is not None:
+            try:
+                return self._database.execute(query, values).fetchall()
+            except psycopg.OperationalError:
+                self._database.close()
+        self._database = self._connect()
+        return self._database.execute(query, values).fetchall()
+
+    def forget_stream(self, channel: str | None) -> None:
+        """Have Redis lose one channel."""
+        with redis.Redis.from_url(self.address("redis")) as client:
+            client.delete(f"sinas:stream:{channel}")
+
+    def client(self) -> httpx2.AsyncClient:
+        """A client with the administrator's key."""
+        headers = {"Authorization": f"Bearer {self.address('key')}"}
+        return httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=PATIENCE, verify=False
+        )
+
+    async def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Json:
+        """The answer to a request that must succeed."""
+        async with self.client() as client:
+            answer = await client.request(method, path, json=body)
+        assert answer.status_code < 300, (answer.status_code, answer.text, self.tail())
+        return dict(answer.json()) if answer.content else {}
+
+
+def _more(table: str) -> str:
+    """What may not change of a row that has ended."""
+    columns = {"executions": "output_data::text error cause completed_at attempt", "turns": "error finished_at attempt"}
+    return " OR ".join(f"old.{column} IS DISTINCT FROM new.{column}" for column in columns[table].split())

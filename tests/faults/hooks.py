@@ -1,0 +1,196 @@
+"""Where the points are: wrapped around the product's own steps in each forked role, so that it needs no fault hooks.
+
+A step `x` has the points `x:before`, `x:commit` (its statements are sent), `x:committed` and `x:after`.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import psycopg
+from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
+
+from sinas_server import app, roles
+from sinas_server.backends.stream import StreamEvent, StreamUnavailableError
+from sinas_server.backends.stream.redis import RedisStreams
+from sinas_server.functions import jobs
+from sinas_server.functions.tools import FunctionTools
+from sinas_server.kernel.job import Worker
+from sinas_server.kernel.unit import Db
+from sinas_server.settings import Settings
+from tests.faults.points import LostAnswerError, Points
+
+STEP: ContextVar[str | None] = ContextVar("STEP", default=None)
+Message = MutableMapping[str, Any]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+def lost_database() -> Exception:
+    """What a statement raises whose answer got lost."""
+    cause = psycopg.OperationalError("the connection is lost")
+    return OperationalError("COMMIT", None, cause, connection_invalidated=True)
+
+
+def lost_redis() -> Exception:
+    """What the streams raise when an answer got lost."""
+    return StreamUnavailableError("the connection is lost")
+
+
+class Hooks:
+    """The points of one role."""
+
+    def __init__(self, root: Path, settings: Settings) -> None:
+        self.root = root
+        self.points = Points(root, settings.redis_url.get_secret_value())
+
+    def reach(self, point: str, lost: Callable[[], Exception] = lost_database) -> None:
+        """Pass a point; an answer that gets lost there is the error that the product knows."""
+        try:
+            self.points.reach(point)
+        except LostAnswerError:
+            raise lost() from None
+
+    def around(self, owner: object, name: str, step: str, lost: Callable[[], Exception] = lost_database) -> None:
+        """Points before and after each call of a coroutine function, and at the commits inside it."""
+        original = getattr(owner, name)
+
+        async def stepped(*args: object, **more: object) -> object:
+            self.reach(f"{step}:before", lost)
+            token = STEP.set(step)
+            try:
+                result = await original(*args, **more)
+            finally:
+                STEP.reset(token)
+            self.reach(f"{step}:after", lost)
+            return result
+
+        setattr(owner, name, stepped)
+
+    def commits(self) -> None:
+        """Points at the commits of steps."""
+        original = Db.commit
+
+        async def commit(db: Db) -> None:
+            step = STEP.get()
+            if step is None:
+                await original(db)
+                return
+            self.reach(f"{step}:commit")
+            await original(db)
+            self.reach(f"{step}:committed")
+
+        setattr(Db, "commit", commit)  # noqa: B010 - mypy is right not to like it; it is what we want
+
+    def claims(self) -> None:
+        """A worker that looks for work passes these points only if there is some."""
+        original = Worker._claim
+
+        async def claim(worker: Worker[Any], most: int) -> list[Any]:
+            step = f"{worker.job.queue}.claim"
+            if self.points.planned() == f"{step}:before" and await _is_due(worker):
+                self.reach(f"{step}:before")
+            claims = await original(worker, most)
+            if claims:
+                self.reach(f"{step}:after")
+            return claims
+
+        setattr(Worker, "_claim", claim)  # noqa: B010 - as above
+
+    def functions(self) -> None:
+        """The points of an execution."""
+        from sinas_server.backends.sandbox.native.sandbox import NativeSandbox  # lazy: as in roles.py
+
+        self.claims()
+        self.commits()
+        self.around(jobs, "_begin", "begin")
+        self.around(NativeSandbox, "run", "sandbox")
+        self.around(jobs, "_finish", "finish")
+
+    def agents(self) -> None:
+        """The points of a turn."""
+        from sinas_server.chats import ask, loop  # lazy: as above
+        from sinas_server.chats.journal import Journal  # lazy: as above
+
+        setattr(ask, "COALESCE_SECONDS", 0.0)  # noqa: B010 - each piece is sent by itself, however slow the machine is
+        self.claims()
+        self.commits()
+        self.around(loop, "prepare", "prepare")
+        self.around(loop, "read_history", "ask")
+        for name in ("answered", "finished", "closed_step", "suspended", "completed", "failed"):
+            self.around(Journal, name, name)
+        self.around(FunctionTools, "call_tool", "tool")
+        self.around(RedisStreams, "create", "create", lost_redis)
+        self.around(RedisStreams, "expire", "expire", lost_redis)
+        self.appends()
+
+    def appends(self) -> None:
+        """Points before and after each single event."""
+        self.around(RedisStreams, "append", "append", lost_redis)
+        append_one = RedisStreams.append
+
+        async def append(streams: RedisStreams, channel: str, events: Sequence[StreamEvent]) -> None:
+            for event in events:
+                await append_one(streams, channel, [event])
+
+        setattr(RedisStreams, "append", append)  # noqa: B010 - as above
+
+    def api(self) -> None:
+        """The points of requests: `mark.*` of what runs in a sandbox, `sse:before` before each event that is sent."""
+        from sinas_server.chats.follow import follow  # lazy: as above
+
+        follow.__defaults__ = (0.5,)  # readers look for a lost end sooner, which only saves time
+        self.commits()
+        original = app.create_app
+
+        def create_app(settings: Settings, open_runtime: app.OpenRuntime) -> Watched:
+            return Watched(self, original(settings, open_runtime))
+
+        setattr(roles, "create_app", create_app)  # noqa: B010 - as above
+
+
+class Watched:
+    """The application, watched."""
+
+    def __init__(self, hooks: Hooks, app: App) -> None:
+        self._hooks = hooks
+        self._app = app
+        self._marks = os.open(hooks.root / "marks.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    async def __call__(
+        self,
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        for mark in parse_qs(scope["query_string"].decode()).get("mark", ()):
+            os.write(self._marks, f"{mark}\n".encode())
+            self._hooks.reach(f"mark.{mark.partition('.')[0]}")
+        streams = False
+
+        async def watched(message: Message) -> None:
+            nonlocal streams
+            if message["type"] == "http.response.start":
+                streams = any(b"event-stream" in value for _, value in message["headers"])
+            elif streams and message.get("body"):
+                self._hooks.reach("sse:before")
+            await send(message)
+
+        token = STEP.set("request" if scope["method"] == "POST" else None)
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            STEP.reset(token)
+
+
+async def _is_due(worker: Worker[Any]) -> bool:
+    table: Any = worker.job.table
+    due = select(func.count()).select_from(table).where(table.status == "PENDING", table.run_at <= func.now())
+    return bool((await worker.runtime.database.rows(due))[0][0])

@@ -1,0 +1,93 @@
+"""What must hold however the processes died: one end for everything, messages once and in order, no run too many."""
+
+from collections import Counter
+from typing import Any
+
+import orjson
+
+from tests.faults.harness import Json, Stack, eventually
+from tests.faults.reader import Reader
+
+INTERRUPTED = "interrupted, outcome unknown"
+
+
+class Invariants:
+    """What has begun since this was made, and whether all is well with it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self._since = stack.rows("SELECT clock_timestamp() AS now")[0]["now"]
+
+    async def ends(self) -> None:
+        """Wait until every execution and every turn has ended."""
+        await eventually(self._no_open, "not everything ends")
+
+    async def _no_open(self) -> bool:
+        open_ones = self.stack.rows(
+            "SELECT id FROM executions WHERE completed_at IS NULL"
+            " UNION ALL SELECT id FROM turns WHERE finished_at IS NULL"
+        )
+        return not open_ones
+
+    def executions(self) -> list[Json]:
+        """Those that began since, in their order."""
+        return self.stack.rows(
+            "SELECT * FROM executions WHERE created_at >= %(since)s ORDER BY created_at", since=self._since
+        )
+
+    def completed(self) -> int:
+        """How many of them have completed."""
+        query = "SELECT count(*) AS n FROM executions WHERE created_at >= %(since)s AND status = 'COMPLETED'"
+        return int(self.stack.rows(query, since=self._since)[0]["n"])
+
+    def runs(self, execution: Json) -> tuple[int, int]:
+        """How often the code of an execution began, and how often it came to its end."""
+        began, ended = (self._marks(execution, word) for word in ("began", "ended"))
+        return len(began), len(ended)
+
+    def _marks(self, execution: Json, word: str) -> set[str]:
+        start = f"{word}.{execution['id']}."
+        return {mark for mark in self.stack.marks() if mark.startswith(start)}  # one that was repeated counts once
+
+    def answered(self, chat: Json, *readers: Reader) -> None:
+        """A chat of one turn, as it was right after `done`: all said once and in order, and readers heard just that."""
+        said = chat["messages"]
+        assert chat["last_turn"]["status"] == "COMPLETED", chat["last_turn"]
+        answers = [message for message in said if message["role"] == "assistant"]
+        calls = [call for answer in answers for call in answer["tool_calls"] or ()]
+        results = [message for message in said if message["role"] == "tool"]
+        shape = [message["role"] for message in said]
+        assert shape == ["user", *(["assistant", "tool", "tool"] if calls else []), "assistant"], shape
+        assert [result["tool_call_id"] for result in results] == [call["id"] for call in calls]
+        for reader in readers:
+            assert reader.end is not None
+            assert (reader.end.name, reader.end.data["status"]) == ("done", "completed")
+            assert [reader.texts[phase] for phase in sorted(reader.texts)] == [answer["content"] for answer in answers]
+            assert reader.started == [call["id"] for call in calls]
+            assert reader.results == {result["tool_call_id"]: result["content"] for result in results}
+
+    def called(self, chat: Json, *, worker_lost: bool = False) -> None:
+        """Each call of a chat ran as often as decision 29 allows, and its result is what the model was told."""
+        rows = {row["tool_call_id"]: row for row in self.executions() if str(row["chat_id"]) == chat["id"]}
+        results = {message["tool_call_id"]: message for message in chat["messages"] if message["role"] == "tool"}
+        assert rows.keys() == results.keys()
+        for call_id, row in rows.items():
+            began, ended = self.runs(row)
+            told = results[call_id]["content"]
+            if not worker_lost:
+                assert (row["status"], began, ended) == ("COMPLETED", 1, 1), row
+            elif row["name"] == "once":
+                assert began <= 1, row
+            if row["status"] == "COMPLETED":
+                assert told == orjson.dumps(row["output_data"]).decode()
+            else:
+                assert row["name"] == "once", row
+                assert INTERRUPTED in told
+
+    def check(self) -> None:
+        """Every end came once, and nothing changed after it."""
+        ended = Counter(row["id"] for row in self.stack.rows("SELECT id FROM fault_ends"))
+        rows: list[dict[str, Any]] = self.executions()
+        rows += self.stack.rows("SELECT id, status FROM turns WHERE created_at >= %(since)s", since=self._since)
+        assert rows, "nothing has happened"
+        assert {str(row["id"]): (ended[row["id"]], row["status"]) for row in rows if ended[row["id"]] != 1} == {}
