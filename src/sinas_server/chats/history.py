@@ -1,29 +1,17 @@
 """What of a conversation the model is given again: the newest messages, never a call without its results."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import or_, select
+from sqlalchemy import Integer, Uuid, and_, bindparam, or_, select
 
 from sinas_server.backends.llm import AssistantMessage, Message, ToolCall, ToolMessage, UserMessage
 from sinas_server.chats.content import for_model
 from sinas_server.chats.tables import MessageRow
-from sinas_server.kernel.unit import Db
-
-COLUMNS = (
-    MessageRow.seq,
-    MessageRow.turn_id,
-    MessageRow.role,
-    MessageRow.content,
-    MessageRow.parts,
-    MessageRow.tool_calls,
-    MessageRow.tool_call_id,
-    MessageRow.name,
-    MessageRow.native,
-)
+from sinas_server.kernel.unit import Database
 
 
 @dataclass(frozen=True)
@@ -41,15 +29,26 @@ class Said:
     native: JsonValue
 
 
-async def read_history(db: Db, chat_id: UUID, turn_id: UUID, most: int) -> list[Message]:
-    """The newest `most` messages of a chat that make sense without those before them, and what this turn answers."""
-    newest = select(MessageRow.seq).where(MessageRow.chat_id == chat_id).order_by(MessageRow.seq.desc()).limit(most)
-    asked = (MessageRow.turn_id == turn_id) & (MessageRow.role == "user")
-    rows = await db.execute(
-        select(*COLUMNS)
-        .where(MessageRow.chat_id == chat_id, or_(MessageRow.seq.in_(newest), asked))
-        .order_by(MessageRow.seq)
+_CHAT_ID, _TURN_ID = bindparam("of_chat", type_=Uuid), bindparam("of_turn", type_=Uuid)
+_NEWEST = (
+    select(MessageRow.seq)
+    .where(MessageRow.chat_id == _CHAT_ID)
+    .order_by(MessageRow.seq.desc())
+    .limit(bindparam("most", type_=Integer))
+)
+_HISTORY = (
+    select(*(MessageRow.__table__.columns[field.name] for field in fields(Said)))
+    .where(
+        MessageRow.chat_id == _CHAT_ID,
+        or_(MessageRow.seq.in_(_NEWEST), and_(MessageRow.turn_id == _TURN_ID, MessageRow.role == "user")),
     )
+    .order_by(MessageRow.seq)
+)
+
+
+async def read_history(database: Database, chat_id: UUID, turn_id: UUID, most: int) -> list[Message]:
+    """The newest `most` messages of a chat that make sense without those before them, and what this turn answers."""
+    rows = await database.lookup(_HISTORY, {"of_chat": chat_id, "of_turn": turn_id, "most": most})
     return [_message(said) for said in whole([Said(*row) for row in rows], turn_id, most)]
 
 

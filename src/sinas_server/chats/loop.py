@@ -49,9 +49,7 @@ class AgentLoop:
     async def run(self, *, interrupted: bool) -> None:
         """Take the turn to its end or its next pause. `interrupted`: an earlier worker may have begun it."""
         try:
-            await self.channel.open(self.journal.segment, interrupted=interrupted)
-            self.channel.unknown = self.channel.unknown and self.journal.answer is None
-            await self._in_time()
+            await self._in_time(interrupted=interrupted)
             await self.channel.finish(self.journal.segment)
         except asyncio.CancelledError:
             await self._settle()
@@ -72,10 +70,10 @@ class AgentLoop:
             if await self.journal.canceled(said, offset):
                 await self.channel.finish(self.journal.segment)
 
-    async def _in_time(self) -> None:
+    async def _in_time(self, *, interrupted: bool) -> None:
         try:
             async with asyncio.timeout(max(0.0, self.turn.timeout - self.turn.worked_seconds)) as limit:
-                await self._go_on()
+                await self._go_on(await self._ready(interrupted=interrupted))
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -85,10 +83,20 @@ class AgentLoop:
         except (TurnError, PromptError, ProviderError, SinasError) as error:
             await self.journal.failed(str(error))
 
-    async def _go_on(self) -> None:
+    async def _ready(self, *, interrupted: bool) -> Prepared:
+        """Open the channel, and meanwhile look up what the turn needs."""
+        opening = self.channel.open(self.journal.segment, interrupted=interrupted)
+        opened, prepared = await asyncio.gather(opening, prepare(self.runtime, self.turn), return_exceptions=True)
+        if opened is not None:
+            raise opened
+        if isinstance(prepared, BaseException):  # told on the channel, which therefore comes first
+            raise prepared
+        self.channel.unknown = self.channel.unknown and self.journal.answer is None
+        return prepared
+
+    async def _go_on(self, prepared: Prepared) -> None:
         if self.turn.attempt - self.turn.progress_attempt > MAX_FRUITLESS:
             raise TurnError(f"gave up: {MAX_FRUITLESS} workers were lost while working on it")
-        prepared = await prepare(self.runtime, self.turn)
         while True:
             if self.journal.answer is None:
                 told = await self._ask(prepared)
@@ -108,8 +116,9 @@ class AgentLoop:
     async def _ask(self, prepared: Prepared) -> Told:
         """The model's next answer, sent to the readers as it comes."""
         settings = self.runtime.settings
-        async with self.runtime.database.unit() as db:
-            history = await read_history(db, self.turn.chat_id, self.turn.id, settings.max_history_messages)
+        history = await read_history(
+            self.runtime.database, self.turn.chat_id, self.turn.id, settings.max_history_messages
+        )
         self.speech = speech = Speech(self.channel, self.journal.step, self.turn.attempt)
         answer = await self._heard(prepared, history, speech)
         text, calls = cleaned(answer.text), as_calls(prepared, answer)

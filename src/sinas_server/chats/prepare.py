@@ -1,5 +1,6 @@
 """What a turn works with, looked up anew at each attempt: today's rights, agent, provider and tools."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -10,6 +11,7 @@ from sinas_server.agents.kind import AGENT, AgentSpec
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.chats.prompt import Prompt, agent_context, opening
 from sinas_server.chats.tables import ChatRow, TurnRow
+from sinas_server.chats.talk import allowed_agent, read_talk
 from sinas_server.identity.resolve import Principal, act_for
 from sinas_server.kernel import store
 from sinas_server.kernel.access import Caller, Via
@@ -18,7 +20,7 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import Tool
 from sinas_server.kernel.unit import Db
-from sinas_server.providers.resolve import resolve
+from sinas_server.providers.resolve import resolve_now
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,7 @@ class Prepared:
 
 async def usable_agent(db: Db, caller: Caller, chat: ChatRow) -> Resource[AgentSpec]:
     """The chat's agent if the caller may still chat with it. Raises 404 or 403."""
-    agent = await store.fetch(db, AGENT, chat.agent_id)
-    if agent is None or not agent.is_active:
-        raise NotFoundError(f"The agent '{chat.agent_namespace}/{chat.agent_name}' of this chat is not available")
-    caller.require(AGENT.plural, "chat", agent.owner_id, agent.namespace, agent.name)
-    return agent
+    return allowed_agent(caller, chat, await store.fetch(db, AGENT, chat.agent_id))
 
 
 async def acting(runtime: Runtime, turn: TurnRow) -> Caller:
@@ -52,17 +50,15 @@ async def acting(runtime: Runtime, turn: TurnRow) -> Caller:
 
 async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     """Look everything up. Raises `SinasError` and `PromptError` with what is missing."""
-    caller = await acting(runtime, turn)
-    async with runtime.database.unit() as db:
-        chat = await db.get(ChatRow, turn.chat_id)
-        if chat is None:
-            raise NotFoundError("the chat was deleted")
-        agent = await usable_agent(db, caller, chat)
-        found = await resolve(db, agent.spec.llm_provider_id, agent.spec.model)
-    values = with_defaults(agent.spec.input_schema, chat.input)
+    caller, talk = await asyncio.gather(acting(runtime, turn), read_talk(runtime.database, turn.chat_id))
+    if talk is None:
+        raise NotFoundError("the chat was deleted")
+    agent = allowed_agent(caller, talk.chat, talk.agent)
+    found = await resolve_now(runtime.database, agent.spec.llm_provider_id, agent.spec.model)
+    values = with_defaults(agent.spec.input_schema, talk.chat.input)
     tools = await _tools(runtime, caller, agent, values)
     prompt = Prompt(agent.spec, found.model, opening(agent.spec, values), tools)
-    return Prepared(caller, found.config, prompt, frozenset(chat.always_allowed))
+    return Prepared(caller, found.config, prompt, frozenset(talk.chat.always_allowed))
 
 
 def with_defaults(schema: Mapping[str, JsonValue], given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

@@ -1,24 +1,32 @@
 """Starting a turn: the user's message, the turn and its channel in one transaction, then a worker is woken."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, func, insert, or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
+import orjson
+from sqlalchemy import Executable, bindparam, func, insert, literal_column, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.db import is_lost
+from sinas_server.chats.chat import own_chat
 from sinas_server.chats.content import Content, stored
 from sinas_server.chats.live import turn_topic
 from sinas_server.chats.prepare import usable_agent
 from sinas_server.chats.record import Ending, close, read_channel, read_segment, read_turn, within
-from sinas_server.chats.tables import OPEN, QUEUE, ChannelRow, ChatRow, MessageRow, Status, TurnRow
+from sinas_server.chats.tables import QUEUE, ChannelRow, ChatRow, MessageRow, Status, TurnRow
+from sinas_server.chats.talk import IS_OPEN, allowed_agent, read_talk
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, NotFoundError, UnavailableError
 from sinas_server.kernel.job import wake
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.store import Resource
 from sinas_server.kernel.unit import Db
 
+BUSY = "The agent is still answering the last message: wait for it, or stop it with POST /chats/{chat_id}/stop"
 LOOK_SECONDS = 1.0
 """A lost signal delays an answer by at most this."""
 
@@ -38,37 +46,108 @@ async def start_turn(
     """Have the agent answer a message. `chat`: locked by this transaction. Raises 404, 403, or 409 for a busy chat."""
     agent = await usable_agent(db, caller, chat)
     await _end_waiting(db, chat)
-    started = Started(chat.id, uuid4(), uuid4())
-    text, parts = stored(content)
-    limit = chat.job_timeout or agent.spec.default_job_timeout or runtime.settings.agent_job_timeout
-    await db.execute(
-        insert(TurnRow).values(
-            id=started.turn_id,
-            chat_id=chat.id,
-            user_id=caller.id,
-            api_key_id=caller.api_key,
-            owner_ids=list(caller.owners),
-            via=caller.via,
-            depth=caller.depth,
-            channel_id=started.channel_id,
-            structured=bool(agent.spec.output_schema),
-            include_thinking=include_thinking,
-            timeout=limit,
-        )
-    )
-    await db.execute(insert(ChannelRow).values(id=started.channel_id, chat_id=chat.id, turn_id=started.turn_id))
-    await db.execute(
-        insert(MessageRow).values(chat_id=chat.id, turn_id=started.turn_id, role="user", content=text, parts=parts)
-    )
-    now = func.clock_timestamp()
-    await db.execute(
-        update(ChatRow)
-        .where(ChatRow.id == chat.id)
-        .values(active_channel_id=started.channel_id, updated_at=now, last_message_at=now),
-        execution_options={"synchronize_session": False},
-    )
+    values = _values(runtime, caller, chat, agent, Said(content, include_thinking))
+    if (await (await db.connection()).execute(_START, values)).first() is None:
+        raise ConflictError(BUSY)
     db.after_commit(lambda: wake(runtime, QUEUE, caller.depth))
-    return started
+    return _started(values)
+
+
+async def start_now(
+    runtime: Runtime, caller: Caller, chat_id: UUID, content: Content, *, include_thinking: bool = False
+) -> Started:
+    """Like `start_turn`, for a chat of the caller: two round trips where nothing stands in the way."""
+    talk = await read_talk(runtime.database, chat_id)
+    if talk is None or talk.chat.user_id != caller.id:
+        raise NotFoundError("chat not found")
+    agent = allowed_agent(caller, talk.chat, talk.agent)
+    if not talk.busy:
+        values = _values(runtime, caller, talk.chat, agent, Said(content, include_thinking))
+        if values["new_parts"] is not None:
+            values["new_parts"] = orjson.dumps(values["new_parts"]).decode()
+        if await _began(runtime, values):
+            await wake(runtime, QUEUE, caller.depth)
+            return _started(values)
+    async with runtime.database.unit() as db:
+        chat = await own_chat(db, caller, chat_id)
+        return await start_turn(db, runtime, caller, chat, content, include_thinking=include_thinking)
+
+
+async def _began(runtime: Runtime, values: dict[str, object]) -> bool:
+    try:
+        return bool(await runtime.database.direct(_START, values))
+    except IntegrityError:  # another message was faster
+        return False
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the user says."""
+
+    content: Content
+    include_thinking: bool
+
+
+def _values(
+    runtime: Runtime, caller: Caller, chat: ChatRow, agent: Resource[AgentSpec], said: Said
+) -> dict[str, object]:
+    """The parameters of `_START`."""
+    text, parts = stored(said.content)
+    return {
+        "new_chat_id": chat.id,
+        "new_id": uuid4(),
+        "new_channel_id": uuid4(),
+        "new_user_id": caller.id,
+        "new_api_key_id": caller.api_key,
+        "new_owner_ids": list(caller.owners),
+        "new_via": caller.via,
+        "new_depth": caller.depth,
+        "new_structured": bool(agent.spec.output_schema),
+        "new_include_thinking": said.include_thinking,
+        "new_timeout": float(chat.job_timeout or agent.spec.default_job_timeout or runtime.settings.agent_job_timeout),
+        "new_content": text,
+        "new_parts": parts,
+    }
+
+
+def _started(values: Mapping[str, object]) -> Started:
+    return Started(
+        cast(UUID, values["new_chat_id"]), cast(UUID, values["new_id"]), cast(UUID, values["new_channel_id"])
+    )
+
+
+def _starting() -> Executable:
+    """Marks the chat as busy and inserts turn, channel and message; gives nothing if the chat is busy or gone."""
+    now = func.clock_timestamp()
+    chat, turn, said = ChatRow.__table__.columns, TurnRow.__table__.columns, MessageRow.__table__.columns
+    of_turn = ("user_id", "api_key_id", "owner_ids", "via", "depth", "structured", "include_thinking", "timeout")
+    new = {name: bindparam(f"new_{name}", type_=turn[name].type) for name in ("id", "channel_id", *of_turn)}
+    free = (
+        update(ChatRow)
+        .where(ChatRow.id == bindparam("new_chat_id", type_=chat["id"].type), ChatRow.active_channel_id.is_(None))
+        .values(active_channel_id=new["channel_id"], updated_at=now, last_message_at=now)
+        .returning(ChatRow.id)
+        .cte("free")
+    )
+    turns = insert(TurnRow).from_select(["chat_id", *new], select(free.c.id, *new.values())).cte("turns")
+    channels = (
+        insert(ChannelRow)
+        .from_select(["chat_id", "id", "turn_id"], select(free.c.id, new["channel_id"], new["id"]))
+        .cte("channels")
+    )
+    text, parts = (bindparam(f"new_{name}", type_=said[name].type) for name in ("content", "parts"))
+    messages = (
+        insert(MessageRow)
+        .from_select(
+            ["chat_id", "turn_id", "role", "content", "parts"],
+            select(free.c.id, new["id"], literal_column("'user'"), text, parts),
+        )
+        .cte("messages")
+    )
+    return select(free.c.id).add_cte(turns, channels, messages)
+
+
+_START = _starting()
 
 
 async def _end_waiting(db: Db, chat: ChatRow) -> None:
@@ -77,9 +156,7 @@ async def _end_waiting(db: Db, chat: ChatRow) -> None:
     if turn is None:
         return
     if turn.status != Status.SUSPENDED:
-        raise ConflictError(
-            "The agent is still answering the last message: wait for it, or stop it with POST /chats/{chat_id}/stop"
-        )
+        raise ConflictError(BUSY)
     channel = await read_channel(within(db), turn.channel_id)
     if channel is not None:
         segment = await read_segment(within(db), channel, turn)
@@ -89,10 +166,9 @@ async def _end_waiting(db: Db, chat: ChatRow) -> None:
 
 async def open_turn(db: Db, chat_id: UUID) -> TurnRow | None:
     """The chat's turn that has not come to its end, locked."""
-    unsettled = and_(TurnRow.status == Status.CANCELLED, TurnRow.finished_at.is_(None))
     return await db.scalar(
         select(TurnRow)
-        .where(TurnRow.chat_id == chat_id, or_(TurnRow.status.in_(OPEN), unsettled))
+        .where(TurnRow.chat_id == chat_id, IS_OPEN)
         .order_by(TurnRow.created_at.desc())
         .limit(1)
         .with_for_update()

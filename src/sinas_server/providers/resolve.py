@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Uuid, bindparam, literal_column, select
 
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.kernel import store
 from sinas_server.kernel.errors import ConflictError
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tables import ResourceRow
-from sinas_server.kernel.unit import Db
+from sinas_server.kernel.unit import Database, Db
 from sinas_server.providers.kind import PROVIDER, ProviderSpec
 
 
@@ -35,15 +35,17 @@ class Resolved:
         return self.config.type == "scripted"
 
 
+_KEPT = (ResourceRow.kind == PROVIDER.name, ResourceRow.deleted_at.is_(None))
+_USABLE = (*_KEPT, ResourceRow.is_active)
+_BEST = (ResourceRow.spec["is_default"].as_boolean().desc(), ResourceRow.created_at)
+_ROW = select(*ResourceRow.__table__.columns)
+_BY_ID = _ROW.where(*_KEPT, ResourceRow.id == bindparam("of_id", type_=Uuid))
+_DEFAULT = _ROW.where(*_USABLE).order_by(*_BEST).limit(literal_column("1"))
+
+
 async def default_provider(db: Db) -> Resource[ProviderSpec] | None:
     """The system default: the one marked so, otherwise the oldest active one."""
-    query = (
-        select(ResourceRow)
-        .where(ResourceRow.kind == PROVIDER.name, ResourceRow.deleted_at.is_(None), ResourceRow.is_active)
-        .order_by(ResourceRow.spec["is_default"].as_boolean().desc(), ResourceRow.created_at)
-        .limit(1)
-    )
-    row = await db.scalar(query)
+    row = await db.scalar(select(ResourceRow).where(*_USABLE).order_by(*_BEST).limit(1))
     return None if row is None else store.load(db, PROVIDER, row)
 
 
@@ -53,6 +55,18 @@ async def resolve(db: Db, provider_id: UUID | None, model: str | None) -> Resolv
     Raises `NoProviderError`.
     """
     provider = await store.fetch(db, PROVIDER, provider_id) if provider_id else await default_provider(db)
+    return _resolved(provider, provider_id, model)
+
+
+async def resolve_now(database: Database, provider_id: UUID | None, model: str | None) -> Resolved:
+    """The same outside of a transaction, in one cheap round trip. Raises `NoProviderError`."""
+    statement, parameters = (_BY_ID, {"of_id": provider_id}) if provider_id else (_DEFAULT, {})
+    rows = await database.lookup(statement, parameters)
+    provider = store.load(database, PROVIDER, ResourceRow(**rows[0]._asdict())) if rows else None
+    return _resolved(provider, provider_id, model)
+
+
+def _resolved(provider: Resource[ProviderSpec] | None, provider_id: UUID | None, model: str | None) -> Resolved:
     if provider is None or not provider.is_active:
         what = "The agent's LLM provider is not available" if provider_id else "No LLM provider is configured"
         raise NoProviderError(f"{what}: create one with POST /api/v1/llm-providers")
