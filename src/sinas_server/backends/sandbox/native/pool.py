@@ -165,11 +165,13 @@ class Pool:
             self._ending -= 1
             self._wake.set()
 
+    def _wanted_idle(self) -> int:
+        return max(self._size.min_idle, self._size.min_size - self._in_use)
+
     def _wanted(self) -> int:
         """How many more sandboxes to start now."""
         size = self._size
-        idle = max(size.min_idle, size.min_size - self._in_use)
-        missing = len(self._waiting) + idle - len(self._idle) - self._starting
+        missing = len(self._waiting) + self._wanted_idle() - len(self._idle) - self._starting
         return max(0, min(missing, size.max_size - self._alive(), PARALLEL_SPAWNS - self._starting))
 
     async def _keep_full(self) -> None:
@@ -210,15 +212,15 @@ class Pool:
             self._wake.set()
         if member is None:
             return
-        if self._closed:
-            self._retire(member)
-            return
-        while self._waiting:
+        while self._waiting and not self._closed:
             waiting = self._waiting.popleft()
             if not waiting.done():
                 self._in_use += 1
                 waiting.set_result(member)
                 return
+        if self._closed or len(self._idle) >= self._wanted_idle():  # who waited for it has left
+            self._retire(member)
+            return
         self._idle.append(member)
         member.child.exited.add_done_callback(lambda _: self._lost(member))
 
@@ -232,17 +234,28 @@ class Pool:
         child = await self.zygote.spawn(limits)
         if self._groups is None:
             return Member(child, None, limits)
-        slot: Slot | None = None
         try:
-            slot = self._groups.take(limits)
-            slot.add(child.pid)
-        except OSError as error:
+            slot = await self._confine(self._groups, child, limits)
+        except BaseException as error:
             child.kill()
             child.close()
-            if slot is not None:
-                slot.remove()
-            raise SpawnError(f"the control group refused: {error}") from error
+            if isinstance(error, OSError):
+                raise SpawnError(f"the control group refused: {error}") from error
+            raise
         return Member(child, slot, limits)
+
+    async def _confine(self, groups: Groups, child: Child, limits: Limits) -> Slot:
+        """Put a sandbox into a control group. Raises `OSError`."""
+        slot = groups.take(limits)
+        # The kernel lets other processors settle first: milliseconds of waiting that are not for the event loop.
+        moving = asyncio.ensure_future(asyncio.to_thread(slot.add, child.pid))
+        try:
+            await asyncio.shield(moving)
+        except BaseException:
+            await asyncio.wait([moving])
+            slot.remove()
+            raise
+        return slot
 
     async def close(self) -> None:
         """Kill everything and free it."""
