@@ -71,6 +71,7 @@ async def test_a_schema_must_be_one(user: Person, field: str, schema: dict[str, 
         {"timeout": 86401},
         {"input_schema": []},
         {"shared_pool": "perhaps"},
+        {"egress": "everything"},
     ],
 )
 async def test_other_bad_fields_are_refused(user: Person, change: dict[str, Any]) -> None:

@@ -3,17 +3,25 @@
 import asyncio
 import dataclasses
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from sqlalchemy import func, select, update
 
+from sinas_server.backends.sandbox import Ending, Outcome, Task
+from sinas_server.functions import execute
+from sinas_server.functions.execute import Order
 from sinas_server.functions.jobs import EXECUTION_JOB, MAX_LOST
-from sinas_server.functions.tables import ExecutionRow
+from sinas_server.functions.kind import FUNCTION
+from sinas_server.functions.tables import ExecutionRow, Trigger
+from sinas_server.identity.resolve import Principal, act_for
 from sinas_server.identity.tables import ExecutionGrantRow
+from sinas_server.kernel import store
+from sinas_server.kernel.errors import NotFoundError
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tool import CallIdentity
 from sinas_server.settings import Settings
 from tests.functions.conftest import Declare, Json, until, working
 from tests.people import Person
@@ -202,3 +210,51 @@ async def test_without_a_sandbox_the_reason_is_told(runtime: Runtime, user: Pers
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert "without a sandbox" in row["error"]
+
+
+async def test_an_execution_belongs_to_the_transaction_that_asks_for_it(
+    runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
+) -> None:
+    await declare("f")
+    me = await act_for(runtime, Principal(user.id), "session")
+    call = CallIdentity(uuid4(), uuid4(), 1, 0, "call_0")
+    order = Order(trigger=Trigger.SCHEDULE, input={"a": 1}, waits=False, call=call)
+    with pytest.raises(KeyError):
+        async with runtime.database.unit() as db:
+            function = await store.use(db, me, FUNCTION, "default", "f", "execute")
+            await execute.start(db, runtime, me, function, order)
+            raise KeyError
+    assert await runtime.database.rows(select(ExecutionRow)) == []
+    async with runtime.database.unit() as db:
+        first = await execute.start(db, runtime, me, function, order)
+        assert await execute.start(db, runtime, me, function, order) == first
+    row = await execute.wait(runtime, first, 60)
+    assert (row.status, row.output_data, row.trigger_type) == ("COMPLETED", {"a": 1}, "SCHEDULE")
+    with pytest.raises(NotFoundError):
+        await execute.wait(runtime, uuid4(), 1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "own", "holds"),
+    [("public", None, "public"), ("public", "none", "none"), ("list", "public", "list"), ("none", "list", "none")],
+)
+async def test_a_function_may_be_stricter_than_the_operator(
+    runtime: Runtime, user: Person, declare: Declare, setting: str, own: str | None, holds: str
+) -> None:
+    await declare("f", egress=own)
+    execution_id = await queue(user, "f")
+    asked: list[Task] = []
+
+    class Recorder:
+        async def run(self, task: Task) -> Outcome:
+            asked.append(task)
+            return Outcome(Ending.OK)
+
+    recorder: Any = Recorder()
+    settings = runtime.settings.model_copy(update={"function_egress": setting})
+    made = Worker(dataclasses.replace(runtime, sandbox=recorder, settings=settings), EXECUTION_JOB, 1)
+    task = asyncio.create_task(made.run())
+    await until(user, execution_id, "COMPLETED")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [task.egress for task in asked] == [holds]

@@ -13,7 +13,16 @@ from sqlalchemy import Executable, Float, Integer, String, Uuid, bindparam, func
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
-from sinas_server.backends.sandbox import Ending, Limits, Outcome, Sandbox, SandboxBusy, SandboxUnavailable, Task
+from sinas_server.backends.sandbox import (
+    Egress,
+    Ending,
+    Limits,
+    Outcome,
+    Sandbox,
+    SandboxBusy,
+    SandboxUnavailable,
+    Task,
+)
 from sinas_server.functions.execute import QUEUE, topic
 from sinas_server.functions.kind import FunctionSpec, legacy_entry_point
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
@@ -33,6 +42,7 @@ MAX_LOST = 5
 TOKEN_MARGIN_SECONDS = 30.0
 """How much longer than the execution its token may live, if closing it should fail."""
 LIMIT_NAMES = {"function": "the function's own timeout", "request": "the request's timeout"}
+STRICTEST_FIRST: tuple[Egress, ...] = ("none", "list", "public")
 CAUSES = {
     Ending.ERROR: Cause.ERROR,
     Ending.TIMEOUT: Cause.TIMEOUT,
@@ -215,9 +225,14 @@ def _task(runtime: Runtime, row: ExecutionRow, function: FunctionSpec, token: st
             memory_bytes=settings.max_function_memory << 20,
             cpus=settings.max_function_cpu,
         ),
-        egress=settings.function_egress,
+        egress=_stricter(settings.function_egress, function.egress),
         filename=f"{row.namespace}/{row.name}.py",
     )
+
+
+def _stricter(setting: Egress, own: Egress | None) -> Egress:
+    """What a function may reach: what it asks for, within what the operator allows."""
+    return min(setting, own or setting, key=STRICTEST_FIRST.index)
 
 
 def _judged(row: ExecutionRow, function: FunctionSpec, outcome: Outcome) -> End:

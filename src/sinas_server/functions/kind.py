@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationInfo
 
+from sinas_server.backends.sandbox import Egress
 from sinas_server.kernel.errors import ForbiddenError
 from sinas_server.kernel.kind import Kind, Spec
 from sinas_server.kernel.secret import SecretContext
@@ -74,6 +75,11 @@ class FunctionSpec(Spec):
     requires_approval: bool = Field(default=False, description="Ask the user before an agent's call of it runs.")
     timeout: int | None = Field(
         default=None, ge=1, le=86400, description="Its own time limit in seconds, instead of `FUNCTION_TIMEOUT`."
+    )
+    egress: Egress | None = Field(
+        default=None,
+        description="What it may reach: `public` addresses, only those on the `list` (SINAS_ALLOWED_HOSTS), or `none`. "
+        "It can be stricter than `FUNCTION_EGRESS`, never laxer; null means the same.",
     )
     idempotent: bool = Field(
         default=False,
