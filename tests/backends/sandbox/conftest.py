@@ -19,7 +19,7 @@ Run = Callable[..., Awaitable[Outcome]]
 def task(code: str, **changes: object) -> Task:
     """A task that calls `handler`."""
     made = Task(code, ("handler", "legacy"), {"a": 1}, {"user_id": "u"}, Limits(wall_seconds=20))
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)  # type: ignore[arg-type]  # fields by name
 
 
 @pytest.fixture(scope="module")

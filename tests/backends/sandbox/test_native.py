@@ -194,7 +194,7 @@ def handler(i, c):
     return [os.wait()[1] for _ in range(4)]"""
     limits = Limits(wall_seconds=20, memory_bytes=250 << 20)
     outcome = await native.run(task(code, limits=limits))
-    assert outcome.ending is Ending.MEMORY or 9 in (outcome.result or [])  # type: ignore[operator]
+    assert outcome.ending is Ending.MEMORY or 9 in (outcome.result or [])  # type: ignore[operator]  # a list of statuses
 
 
 def test_version_2_groups(tmp_path: Path) -> None:
