@@ -1,5 +1,7 @@
 """Attacks on the host: looking around, its files, its network, its kernel."""
 
+from pathlib import Path
+
 from tests.security.attack import (
     NO_FILE,
     READ_ONLY,
