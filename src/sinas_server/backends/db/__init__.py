@@ -15,6 +15,7 @@ def open_engine(url: str, *, pool_size: int = 10, overflow: int = 10) -> AsyncEn
         max_overflow=overflow,
         pool_timeout=30,
         pool_reset_on_return="rollback",
+        hide_parameters=True,  # errors are logged, and values are nobody's business there
         connect_args={"prepare_threshold": None, "connect_timeout": 10, "application_name": "sinas"},
     )
 
