@@ -21,6 +21,7 @@ from sinas_server.catalog import MANAGEMENT_ROUTERS, RUNTIME_ROUTERS
 from sinas_server.kernel.errors import UnavailableError
 from sinas_server.kernel.http import JsonAnswer, Run, install_error_handlers, new_router
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.security_schemes import describe_credentials, mark_protected
 from sinas_server.settings import Settings
 
 VERSION = version("sinas-server")
@@ -182,7 +183,9 @@ def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str
     )
     install_error_handlers(app)
     for router in routers:
+        mark_protected(router)
         app.include_router(router)
+    describe_credentials(app)
     _add_docs(app, title, prefix)
     return app
 

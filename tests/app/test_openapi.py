@@ -83,3 +83,12 @@ async def test_no_answer_holds_a_secret(document: Json) -> None:
     for name, schema in document["components"]["schemas"].items():
         if name.endswith("Response"):
             assert not any(field.get("writeOnly") for field in schema.get("properties", {}).values()), name
+
+
+async def test_operations_say_which_credentials_they_take(document: Json) -> None:
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    open_doors = {
+        path for path, item in document["paths"].items() for operation in item.values() if "security" not in operation
+    }
+    assert "/auth/me" not in open_doors
+    assert all(path.startswith(("/auth/", "/health", "/info")) for path in open_doors)
