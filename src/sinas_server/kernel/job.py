@@ -127,6 +127,8 @@ class Worker(Generic[R]):
         self._claim_any = _claiming(job.table, nested_only=False)
         self._claim_nested = _claiming(job.table, nested_only=True)
         self._nested: set[UUID] = set()
+        self._may_be_more = True
+        """Whether rows may be due of which no wake-up tells any more."""
         self._woken = asyncio.Event()
         self._has_free = asyncio.Event()
         self._has_free.set()
@@ -176,14 +178,18 @@ class Worker(Generic[R]):
     async def _claim_and_start(self) -> bool:
         """Start what is due; whether there may be more that this worker has room for."""
         most = self._free() or MAX_NESTED - len(self._nested)
+        self._may_be_more = self._may_be_more or most <= 0
         if most <= 0:
             return False
+        has_slots = bool(self._free())
         try:
             claims = await self._claim(most)
         except SQLAlchemyError as error:
             log.warning("cannot claim work now", queue=self.job.queue, error=str(error).partition("\n")[0])
             await asyncio.sleep(POLL_SECONDS / 2)
             return False
+        if has_slots:  # nothing to claim: the wake-up may have been for a row that has not quite ended here
+            self._may_be_more = len(claims) == most or not claims
         for claim in claims:
             row_id: UUID = claim.row.id  # type: ignore[attr-defined]  # every Leased table has an id
             if claim.row.depth:  # type: ignore[attr-defined]  # from Leased
@@ -217,7 +223,8 @@ class Worker(Generic[R]):
             self.running.pop(row_id, None)
             self._nested.discard(row_id)
             self._note_free()
-            self._woken.set()
+            if self._may_be_more:
+                self._woken.set()
 
     async def _failed(self, row_id: UUID, claim: Claim[R], error: Exception) -> None:
         if is_lost(error):
@@ -231,6 +238,7 @@ class Worker(Generic[R]):
     async def _expire_lease(self, row_id: UUID) -> None:
         """Let any worker take the row at once; if the database stays away, the lease runs out by itself."""
         table: Any = self.job.table
+        self._may_be_more = True
         for _ in range(int(self.runtime.settings.job_lease_seconds / POLL_SECONDS)):
             try:
                 await self.runtime.database.rows(
