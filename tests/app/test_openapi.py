@@ -85,6 +85,7 @@ async def test_no_answer_holds_a_secret(document: Json) -> None:
             assert not any(field.get("writeOnly") for field in schema.get("properties", {}).values()), name
 
 
+@prefixes
 async def test_operations_say_which_credentials_they_take(document: Json) -> None:
     assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey"}
     open_doors = {
