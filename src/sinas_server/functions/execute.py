@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 from uuid import UUID, uuid4
 
@@ -49,6 +49,8 @@ class Order:
     """Of an agent's tool call, which creates at most one execution."""
     location: Location = ("body", "input")
     """Where the input stands in the request, for the errors of its schema."""
+    id: UUID = field(default_factory=uuid4)
+    """Of the execution, unless its call has one already."""
 
 
 def topic(execution_id: UUID) -> str:
@@ -68,7 +70,7 @@ async def start(db: Db, runtime: Runtime, caller: Caller, function: Resource[Fun
         return cast(UUID, (await connection.execute(_BY_CALL, _which(order.call))).one().id)
     if not order.delay_seconds:
         db.after_commit(lambda: wake(runtime, QUEUE, _depth(caller, order)))
-    return cast(UUID, values["new_id"])
+    return order.id
 
 
 async def start_now(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> UUID:
@@ -79,7 +81,18 @@ async def start_now(runtime: Runtime, caller: Caller, function: Resource[Functio
         return cast(UUID, (await runtime.database.lookup(_BY_CALL, _which(order.call)))[0].id)
     if not order.delay_seconds:
         await wake(runtime, QUEUE, _depth(caller, order))
-    return cast(UUID, values["new_id"])
+    return order.id
+
+
+async def call(
+    runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order, timeout_seconds: float
+) -> ExecutionRow:
+    """Start an execution and `wait` for it."""
+    async with runtime.signals.listen(topic(order.id)) as listener:
+        execution_id = await start_now(runtime, caller, function, order)
+        if execution_id == order.id:  # what has just begun has not ended
+            await listener.wait(min(LOOK_SECONDS, timeout_seconds))
+    return await wait(runtime, execution_id, timeout_seconds)
 
 
 _COLUMNS = (
@@ -110,7 +123,7 @@ def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec],
     timeout, timeout_from = _limit(runtime, function.spec, order.timeout)
     call = order.call
     return {
-        "new_id": uuid4(),
+        "new_id": order.id,
         "new_depth": _depth(caller, order),
         "new_user_id": caller.id,
         "new_user_email": caller.email,

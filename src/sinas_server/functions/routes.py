@@ -1,14 +1,13 @@
 """Functions over HTTP: declaring, finding and executing them."""
 
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from sinas_server.functions import execute
 from sinas_server.functions.execute import Order
 from sinas_server.functions.kind import FUNCTION
-from sinas_server.functions.tables import ExecutionRow, Trigger
+from sinas_server.functions.tables import Trigger
 from sinas_server.functions.views import (
     FunctionExecuteAsyncRequest,
     FunctionExecuteAsyncResponse,
@@ -20,7 +19,6 @@ from sinas_server.kernel import lookup
 from sinas_server.kernel.errors import BadRequestError
 from sinas_server.kernel.http import CurrentCaller, JsonAnswer, Run, new_router
 from sinas_server.kernel.routes import crud_router, runtime_list_router
-from sinas_server.kernel.runtime import Runtime
 
 PATIENCE_SECONDS = 15.0
 """How often a route that waits looks whether its client is still there."""
@@ -49,16 +47,10 @@ async def _execute(
     """Answers 200 also when the function fails or times out: `status` says which."""
     order = Order(trigger=by, input=body.input, waits=True, timeout=body.timeout)
     function = await lookup.use(runtime.database, caller, FUNCTION, at, "execute")
-    execution_id = await execute.start_now(runtime, caller, function, order)
-    return JsonAnswer(result_view(await _stopped(request, runtime, execution_id)))
-
-
-async def _stopped(request: Request, runtime: Runtime, execution_id: UUID) -> ExecutionRow:
-    """The execution at its end, or as it is when the client has gone; it goes on without him."""
-    while True:
-        row = await execute.wait(runtime, execution_id, PATIENCE_SECONDS)
-        if row.has_stopped or await request.is_disconnected():
-            return row
+    row = await execute.call(runtime, caller, function, order, PATIENCE_SECONDS)
+    while not row.has_stopped and not await request.is_disconnected():  # it goes on without him who left
+        row = await execute.wait(runtime, row.id, PATIENCE_SECONDS)
+    return JsonAnswer(result_view(row))
 
 
 async def _execute_async(
