@@ -20,7 +20,7 @@ from sinas_server.backends.stream.redis import RedisStreams
 from sinas_server.functions import jobs
 from sinas_server.functions.tools import FunctionTools
 from sinas_server.kernel.job import Worker
-from sinas_server.kernel.unit import Db
+from sinas_server.kernel.unit import Database, Db
 from sinas_server.settings import Settings
 from tests.faults.points import LostAnswerError, Points
 
@@ -71,19 +71,23 @@ class Hooks:
         setattr(owner, name, stepped)
 
     def commits(self) -> None:
-        """Points at the commits of steps."""
-        original = Db.commit
+        """Points where steps commit: transactions, and statements that are one by themselves."""
+        self._commits(Db, "commit")
+        self._commits(Database, "direct")
 
-        async def commit(db: Db) -> None:
+    def _commits(self, owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        async def commit(*args: object) -> object:
             step = STEP.get()
             if step is None:
-                await original(db)
-                return
+                return await original(*args)
             self.reach(f"{step}:commit")
-            await original(db)
+            result = await original(*args)
             self.reach(f"{step}:committed")
+            return result
 
-        setattr(Db, "commit", commit)  # noqa: B010 - mypy is right not to like it; it is what we want
+        setattr(owner, name, commit)
 
     def claims(self) -> None:
         """A worker that looks for work passes these points only if there is some."""

@@ -1,11 +1,12 @@
 """Something dies at each boundary of a turn: it comes to its one end, and readers miss and repeat nothing."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 
 import pytest
 
-from tests.faults.harness import Json, eventually
+from tests.faults.harness import Json, Stack, eventually
 from tests.faults.invariants import Invariants
 from tests.faults.reader import Reader
 
@@ -124,6 +125,19 @@ async def read_again(invariants: Invariants, chat: Json, channel: str | None) ->
         late = Reader(invariants.stack, chat["id"], channel=channel)
         await late.follow()
         invariants.answered(chat, late)
+
+
+async def test_a_trace_has_these_points_and_no_more(stack: Stack, invariants: Invariants) -> None:
+    stack.plan("none", 1, "")
+    chat = await stack.ask("POST", "/agents/t/agent/chats", {})
+    stack.trace()
+    reader = Reader(stack, chat["id"])
+    invariants.answered(await reader.say("go"), reader)
+    await invariants.ends()
+    passed = Counter(stack.trace())
+    known = {point for point, _ in [*SENT, *JOURNAL, *TOOLS, ("turns.claim:after", 1)]}
+    most = {point: max(nth for name, nth in TURN if name == point) for point in known}
+    assert {point: passed[point] for point in known} == most
 
 
 @pytest.mark.parametrize(("point", "nth"), cases(TURN))
