@@ -22,10 +22,8 @@ class RedisWake:
         """Push one token. A Redis that is away is no error: workers poll."""
         key = f"sinas:wake:{queue}"
         try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.lpush(key, b"1")
-                pipe.ltrim(key, 0, MAX_TOKENS)
-                await pipe.execute()
+            if await self._redis.lpush(key, b"1") > MAX_TOKENS:
+                await self._redis.ltrim(key, 0, MAX_TOKENS // 2)
         except (RedisError, OSError):
             return
         stop_if_canceled()

@@ -226,7 +226,7 @@ class Pool:
 
     def _lost(self, member: Member) -> None:
         """A sandbox died before use."""
-        with contextlib.suppress(ValueError):
+        if member in self._idle:
             self._idle.remove(member)
             self._retire(member)
 
