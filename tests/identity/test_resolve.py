@@ -50,7 +50,9 @@ async def test_a_bearer_decides_over_a_key(
     assert other_scheme.json()["id"] == str(user.id)
 
 
-@pytest.mark.parametrize("token", ["x", "sk-sinas-", "sk-sinas-\u00e9", "a.b.c", "null", "undefined", "6ba40bfd-b2aa-4478-bdbb-e4c8b47180ab"])
+@pytest.mark.parametrize(
+    "token", ["x", "sk-sinas-", "sk-sinas-\u00e9", "a.b.c", "null", "undefined", "6ba40bfd-b2aa-4478-bdbb-e4c8b47180ab"]
+)
 @pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
 async def test_garbage_is_401(header: str, token: str, client: httpx2.AsyncClient) -> None:
     value = f"Bearer {token}" if header == "Authorization" else token
