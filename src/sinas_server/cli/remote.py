@@ -15,7 +15,7 @@ from rich.console import Console
 from sinas_server.cli.console import fail, say, settings_or_exit
 
 PATIENCE = httpx2.Timeout(30, read=120)
-MOST_SHOWN = 200
+MOST_SHOWN = 120
 
 
 @dataclass(frozen=True)
@@ -119,29 +119,63 @@ def chat(server: Server, agent: str, message: str, chat_id: str | None) -> None:
         fail("the agent must be NAMESPACE/NAME", 2)
     if chat_id is None:
         chat_id = str(server.request("POST", f"/agents/{agent}/chats", {}).json()["id"])
-    console = Console(highlight=False, soft_wrap=True)
-    events = _events(server, "POST", f"/chats/{chat_id}/messages/stream", {"content": message})
-    failed, waiting = _follow(console, events)
-    while waiting and sys.stdin.isatty():
-        channel = _decide(server, chat_id, waiting)
-        failed, waiting = _follow(console, _events(server, "GET", f"/chats/{chat_id}/stream/{channel}"))
-    for call in waiting:
-        console.print(
-            f"approve it with POST /chats/{chat_id}/approve-tool/{call} " + '{"approved": true}', markup=False
-        )
-    console.print(f"\n[dim]chat {chat_id}[/dim]")
-    if failed:
+    shown = _Conversation()
+    shown.follow(_events(server, "POST", f"/chats/{chat_id}/messages/stream", {"content": message}))
+    while shown.waiting and sys.stdin.isatty():
+        channel = _decide(server, chat_id, shown.waiting)
+        shown.follow(_events(server, "GET", f"/chats/{chat_id}/stream/{channel}"))
+    for call in shown.waiting:
+        shown.line(f'decide with: POST /chats/{chat_id}/approve-tool/{call} {{"approved": true}}')
+    shown.line(f"chat {chat_id}", "dim")
+    if shown.failed:
         fail("the agent could not answer")
 
 
-def _follow(console: Console, events: Iterator[tuple[str, dict[str, JsonValue]]]) -> tuple[bool, list[str]]:
-    """Print events to their end; whether there was an error, and the calls that wait for approval."""
-    failed, waiting = False, []
-    for name, data in events:
-        failed = _show(console, name, data) or failed
-        if name == "approval_required":
-            waiting.append(str(data["tool_call_id"]))
-    return failed, waiting
+class _Conversation:
+    """Prints the events of a turn, and remembers what they mean for the command."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._in_line = False
+        self.failed = False
+        self.waiting: list[str] = []
+
+    def follow(self, events: Iterator[tuple[str, dict[str, JsonValue]]]) -> None:
+        """Print events to their end."""
+        self.waiting = []
+        for name, data in events:
+            self._show(name, data)
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print a line of its own."""
+        if self._in_line:
+            self._console.print()
+        self._in_line = False
+        self._console.print(text, style=style, markup=False)
+
+    def _show(self, name: str, data: dict[str, JsonValue]) -> None:
+        if name == "message":
+            text = str(data.get("content", ""))
+            self._console.print(text, end="", markup=False)
+            self._in_line = not text.endswith("\n")
+        elif name == "tool_start":
+            self.line(f"→ {data['name']} {data['arguments']}", "cyan")
+        elif name == "tool_end":
+            self.line(f"← {data['name']} {_shortened(data['result'])}", "green")
+        elif name == "approval_required":
+            self.waiting.append(str(data["tool_call_id"]))
+            what = f"{data['function_namespace']}/{data['function_name']} {orjson.dumps(data['arguments']).decode()}"
+            self.line(f"approval required: {what}", "yellow")
+        elif name == "restart":
+            self.line("(the answer starts again)", "yellow")
+        elif name == "error":
+            self.failed = True
+            self.line(str(data["error"]), "red")
+
+
+def _shortened(result: JsonValue) -> str:
+    text = result if isinstance(result, str) else orjson.dumps(result).decode()
+    return text[:MOST_SHOWN] + ("…" if len(text) > MOST_SHOWN else "")
 
 
 def _decide(server: Server, chat_id: str, waiting: list[str]) -> str:
@@ -152,28 +186,6 @@ def _decide(server: Server, chat_id: str, waiting: list[str]) -> str:
         answer = server.request("POST", f"/chats/{chat_id}/approve-tool/{call}", {"approved": approved})
         channel = str(answer.json()["channel_id"])
     return channel
-
-
-def _show(console: Console, name: str, data: dict[str, JsonValue]) -> bool:
-    """Print one event; whether it was an error."""
-    if name == "message":
-        console.print(str(data.get("content", "")), end="", markup=False)
-    elif name == "tool_start":
-        console.print(f"\n[cyan]→ {data['name']}[/cyan] {data['arguments']}", markup=True)
-    elif name == "tool_end":
-        result = data["result"] if isinstance(data["result"], str) else orjson.dumps(data["result"]).decode()
-        console.print(f"[green]← {data['name']}[/green] ", end="")
-        console.print(result[:MOST_SHOWN] + ("…" if len(result) > MOST_SHOWN else ""), markup=False)
-    elif name == "approval_required":
-        what = f"{data['function_namespace']}/{data['function_name']} {orjson.dumps(data['arguments']).decode()}"
-        console.print("\n[yellow]approval required:[/yellow] ", end="")
-        console.print(what, markup=False)
-    elif name == "restart":
-        console.print("\n[yellow](the answer starts again)[/yellow]")
-    elif name == "error":
-        console.print(f"\n[red]{data['error']}[/red]")
-        return True
-    return False
 
 
 def _events(server: Server, method: str, path: str, body: object = None) -> Iterator[tuple[str, dict[str, JsonValue]]]:
