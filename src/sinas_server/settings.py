@@ -23,6 +23,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from sinas_server.kit.texts import http_url, split_commas
+
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
@@ -31,10 +33,6 @@ SQLALCHEMY_DRIVER = "postgresql+psycopg"
 
 class SettingsError(Exception):
     """The environment holds values the server cannot start with; the message has one line for each variable."""
-
-
-def _split_commas(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _fernet_keys(value: SecretStr) -> SecretStr:
@@ -67,11 +65,7 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
-def _http_url(value: str) -> str:
-    return (value if "://" in value else f"http://{value}").rstrip("/")
-
-
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class Settings(BaseSettings):
@@ -157,6 +151,11 @@ class Settings(BaseSettings):
         description="What a login from an unknown address does. `open`: the user is created when the code is "
         "verified. `closed`: no mail is sent and no user is created; the answer looks the same.",
     )
+    auth_mode: Literal["otp", "password", "password+otp"] = Field(
+        "otp",
+        description="How people log in: with a code from a mail, with a password, or with a password and then a code.",
+    )
+    password_min_length: int = Field(12, ge=8, le=128, description="Shortest password that may be set, in characters.")
     access_token_expire_minutes: int = Field(15, ge=1, description="Life of an access token, in minutes.")
     refresh_token_expire_days: int = Field(30, ge=1, description="Life of a refresh token, in days.")
     otp_expire_minutes: int = Field(10, ge=1, description="Life of a login code, in minutes.")
@@ -224,7 +223,7 @@ class Settings(BaseSettings):
     mistral_api_key: SecretStr | None = Field(
         None, description="Mistral key; embedded, it makes Mistral a provider if none is configured."
     )
-    ollama_host: Annotated[str, AfterValidator(_http_url)] | None = Field(
+    ollama_host: Annotated[str, AfterValidator(http_url)] | None = Field(
         None,
         description="Address of Ollama. Unset: embedded, `http://127.0.0.1:11434` is used if it answers.",
     )

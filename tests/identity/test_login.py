@@ -3,11 +3,8 @@
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from email import message_from_bytes, policy
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,68 +18,13 @@ from sqlalchemy import insert, select, update
 
 from sinas_server.identity.sweep import sweep
 from sinas_server.identity.tables import ExecutionGrantRow, OtpSessionRow, RefreshTokenRow, UserRow
-from sinas_server.kernel.job import Worker
-from sinas_server.kernel.outbox import TASK_JOB
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import TaskRow
 from sinas_server.kit.clock import now
-from sinas_server.settings import Settings
+from tests.identity.codes import Codes, ask, verify
 from tests.people import Person
 
-Codes = Callable[[str], Awaitable[str]]
 WRONG = "Invalid or expired OTP"
-
-
-@pytest.fixture
-def overrides() -> dict[str, object]:
-    return {}
-
-
-@pytest.fixture
-def settings(settings: Settings, overrides: dict[str, object]) -> Settings:
-    return settings.model_copy(
-        update={"rate_limit_login_ip_max": 1000, "rate_limit_login_email_max": 1000, "rate_limit_otp_ip_max": 1000}
-        | overrides
-    )
-
-
-@pytest.fixture
-async def code_for(runtime: Runtime, outbox: Path) -> AsyncIterator[Codes]:
-    """The code that a mail brought, sent by a real worker."""
-    worker = asyncio.create_task(Worker(runtime, TASK_JOB, 2).run())
-
-    def newest(address: str) -> Iterator[str]:
-        for path in sorted(outbox.glob("*.eml"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            mail = message_from_bytes(path.read_bytes(), policy=policy.default)
-            if mail["To"] == address:
-                body = mail.get_body()
-                assert body is not None
-                found = re.search(r"\b\d{6}\b", body.get_content())
-                assert found is not None
-                path.unlink()
-                yield found[0]
-
-    async def code(address: str) -> str:
-        while True:
-            for found in newest(address):
-                return found
-            await asyncio.sleep(0.02)
-
-    yield code
-    worker.cancel()
-    with suppress(asyncio.CancelledError):
-        await worker
-
-
-async def ask(client: httpx2.AsyncClient, address: str) -> str:
-    answer = await client.post("/auth/login", json={"email": address})
-    assert answer.status_code == 200, answer.text
-    assert set(answer.json()) == {"message", "session_id"}
-    return str(answer.json()["session_id"])
-
-
-async def verify(client: httpx2.AsyncClient, session_id: str, code: object) -> httpx2.Response:
-    return await client.post("/auth/verify-otp", json={"session_id": session_id, "otp_code": code})
 
 
 async def test_the_whole_life_of_a_session(client: httpx2.AsyncClient, code_for: Codes) -> None:

@@ -1,44 +1,30 @@
-"""Logging in with a code from a mail, and the sessions that follow."""
+"""Codes that are mailed: they prove that someone reads the mail of an address, and are good for one thing, once."""
 
 import hmac
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from sinas_server.identity.mail import login_mail, post
+from sinas_server.identity.mail import code_mail, post
 from sinas_server.identity.members import join_first_roles
-from sinas_server.identity.resolve import Identified, identify
-from sinas_server.identity.tables import OtpSessionRow, RefreshTokenRow, UserRow
-from sinas_server.identity.tokens import SessionToken, mint_session_token, new_login_code, new_refresh_token
-from sinas_server.kernel.errors import BadRequestError, UnauthorizedError
+from sinas_server.identity.sessions import Client, Session, begin, complete
+from sinas_server.identity.tables import OtpSessionRow, UserRow
+from sinas_server.identity.tokens import new_login_code
+from sinas_server.kernel.errors import BadRequestError
 from sinas_server.kernel.outbox import audit
-from sinas_server.kernel.runtime import Credentials, Runtime
+from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.clock import now
 from sinas_server.kit.crypto import hash_token
 
 WRONG_CODE = "Invalid or expired OTP"
-
-
-@dataclass(frozen=True)
-class Client:
-    """Where a login comes from, for the list of sessions."""
-
-    address: str | None
-    user_agent: str | None
-
-
-@dataclass(frozen=True)
-class Session:
-    """A session that has begun. `expires_in`: life of the access token in seconds."""
-
-    access_token: str
-    refresh_token: str
-    expires_in: int
-    identified: Identified
+RESET = "reset"
+"""The purpose of a code that sets a password. That of a login is the mode it was asked in, so that a code sent for a
+login without a password is worth nothing once passwords are needed."""
 
 
 def _hash(runtime: Runtime, session_id: UUID, code: str) -> str:
@@ -46,8 +32,8 @@ def _hash(runtime: Runtime, session_id: UUID, code: str) -> str:
     return hash_token(runtime.settings.signing_key, f"otp:{session_id}:{code}")
 
 
-async def start(runtime: Runtime, email: str) -> UUID:
-    """Make a login code for an address and mail it; the same statements run whether the address is known or not."""
+async def send_code(runtime: Runtime, email: str, purpose: str) -> UUID:
+    """Make a code for an address and mail it; the same statements run whether the address is known or not."""
     session_id, code = uuid4(), new_login_code()
     minutes = runtime.settings.otp_expire_minutes
     async with runtime.database.unit() as db:
@@ -57,43 +43,43 @@ async def start(runtime: Runtime, email: str) -> UUID:
             insert(OtpSessionRow).values(
                 id=session_id,
                 email=email,
+                purpose=purpose,
                 code_hash=_hash(runtime, session_id, code),
                 expires_at=now() + timedelta(minutes=minutes),
             )
         )
-        await post(db, runtime, login_mail(email, code, minutes), deliver=welcome)
+        await post(db, runtime, code_mail(email, code, minutes, resets=purpose == RESET), deliver=welcome)
     return session_id
 
 
 async def verify(runtime: Runtime, session_id: UUID, code: str, client: Client) -> Session:
     """Begin a session with a login code. Raises `BadRequestError` for a wrong, used, expired or exhausted one."""
-    email = await _spend_attempt(runtime, session_id, code.strip())
-    refresh_token = new_refresh_token()
+    async with proven(runtime, runtime.settings.auth_mode, session_id, code) as (db, user_id):
+        begun = await begin(db, runtime, user_id, client)
+    return await complete(runtime, begun)
+
+
+@asynccontextmanager
+async def proven(runtime: Runtime, purpose: str, session_id: UUID, code: str) -> AsyncIterator[tuple[Db, UUID]]:
+    """A transaction that uses up a code, for whoever reads the mail of its address; creates the user if need be.
+
+    Raises `BadRequestError` for a code that is wrong, used, expired, exhausted or for another purpose.
+    """
+    email = await _spend_attempt(runtime, purpose, session_id, code.strip())
     async with runtime.database.unit() as db:
         used = update(OtpSessionRow).where(OtpSessionRow.id == session_id, OtpSessionRow.used_at.is_(None))
         if (await db.execute(used.values(used_at=func.now()).returning(OtpSessionRow.id))).first() is None:
             raise BadRequestError(WRONG_CODE)
-        user_id = await _enter(db, runtime, email)
-        values = {
-            "user_id": user_id,
-            "token_hash": hash_token(runtime.settings.signing_key, refresh_token),
-            "expires_at": now() + timedelta(days=runtime.settings.refresh_token_expire_days),
-            "ip": client.address,
-            "user_agent": client.user_agent,
-        }
-        made = await db.execute(insert(RefreshTokenRow).values(values).returning(RefreshTokenRow.id))
-        session_token = SessionToken(user_id, made.scalar_one())
-    access_token, expires_in = _access_token(runtime, session_token)
-    identified = await identify(runtime, Credentials(bearer=access_token))
-    return Session(access_token, refresh_token, expires_in, identified)
+        yield db, await _enter(db, runtime, email)
 
 
-async def _spend_attempt(runtime: Runtime, session_id: UUID, code: str) -> str:
+async def _spend_attempt(runtime: Runtime, purpose: str, session_id: UUID, code: str) -> str:
     """The address whose code this is. The attempt counts even if the request breaks off, so guesses cannot race."""
     rows = await runtime.database.rows(
         update(OtpSessionRow)
         .where(
             OtpSessionRow.id == session_id,
+            OtpSessionRow.purpose == purpose,
             OtpSessionRow.used_at.is_(None),
             OtpSessionRow.expires_at > func.now(),
             OtpSessionRow.attempts < runtime.settings.otp_max_attempts,
@@ -107,51 +93,17 @@ async def _spend_attempt(runtime: Runtime, session_id: UUID, code: str) -> str:
 
 
 async def _enter(db: Db, runtime: Runtime, email: str) -> UUID:
-    """The id of the user who logs in, created if need be and allowed."""
-    known = update(UserRow).where(UserRow.email == email, UserRow.is_active).values(last_login_at=func.now())
-    user_id = (await db.execute(known.returning(UserRow.id))).scalar_one_or_none()
+    """The id of the user with this address, created if need be and allowed; locked, so that he stays active."""
+    known = select(UserRow.id).where(UserRow.email == email, UserRow.is_active).with_for_update()
+    user_id = (await db.execute(known)).scalar_one_or_none()
     if user_id is not None:
         return user_id
     if runtime.settings.signup == "closed":
         raise BadRequestError(WRONG_CODE)
-    new = upsert(UserRow).values(email=email, last_login_at=func.now()).on_conflict_do_nothing().returning(UserRow.id)
+    new = upsert(UserRow).values(email=email).on_conflict_do_nothing().returning(UserRow.id)
     user_id = (await db.execute(new)).scalar_one_or_none()
     if user_id is None:  # the user exists and is deactivated
         raise BadRequestError(WRONG_CODE)
     await join_first_roles(db, user_id, email)
     await audit(db, None, "sign_up", ("user", email))
     return user_id
-
-
-def _access_token(runtime: Runtime, token: SessionToken) -> tuple[str, int]:
-    minutes = runtime.settings.access_token_expire_minutes
-    return mint_session_token(runtime.settings.signing_key, token, minutes), minutes * 60
-
-
-async def refresh(runtime: Runtime, refresh_token: str) -> tuple[str, int]:
-    """A new access token and its life in seconds. Raises `UnauthorizedError`."""
-    rows = await runtime.database.read(
-        select(RefreshTokenRow.id, RefreshTokenRow.user_id)
-        .join(UserRow, UserRow.id == RefreshTokenRow.user_id)
-        .where(
-            RefreshTokenRow.token_hash == hash_token(runtime.settings.signing_key, refresh_token),
-            RefreshTokenRow.revoked_at.is_(None),
-            RefreshTokenRow.expires_at > func.now(),
-            UserRow.is_active,
-        )
-    )
-    if not rows:
-        raise UnauthorizedError("Invalid or expired refresh token")
-    return _access_token(runtime, SessionToken(rows[0].user_id, rows[0].id))
-
-
-async def end(runtime: Runtime, refresh_token: str) -> None:
-    """Revoke the session of a refresh token, if there is one."""
-    await runtime.database.rows(
-        update(RefreshTokenRow)
-        .where(
-            RefreshTokenRow.token_hash == hash_token(runtime.settings.signing_key, refresh_token),
-            RefreshTokenRow.revoked_at.is_(None),
-        )
-        .values(revoked_at=func.now())
-    )

@@ -36,10 +36,11 @@ async def send_mail(runtime: Runtime, payload: dict[str, JsonValue]) -> None:
         await runtime.mailer.send(Mail(to=content["to"], subject=content["subject"], text=content["text"]))
 
 
-def login_mail(to: str, code: str, minutes: int) -> Mail:
-    """The mail with a login code."""
+def code_mail(to: str, code: str, minutes: int, *, resets: bool) -> Mail:
+    """The mail with a code, for a login or for setting a password."""
+    what = "code to set your password" if resets else "login code"
     text = (
-        f"Your login code is {code}\n\n"
+        f"Your {what} is {code}\n\n"
         f"It works once and for {minutes} minutes. If you did not ask for it, ignore this mail.\n"
     )
-    return Mail(to=to, subject="Your login code", text=text)
+    return Mail(to=to, subject=f"Your {what}", text=text)

@@ -17,7 +17,7 @@ OWN_PROFILE = ("read:own", "update:own")
 RESOURCES = (
     AccessResource(
         "users",
-        "People and their profiles; `own` is the caller's own profile.",
+        "People with their profiles, sessions and passwords; `own` is the caller himself.",
         ("create", "read", "update", "delete"),
         users_may=OWN_PROFILE,
     ),

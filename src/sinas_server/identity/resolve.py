@@ -158,6 +158,7 @@ BY_SESSION = (
         RefreshTokenRow.id == bindparam("session_id"),
         RefreshTokenRow.user_id == bindparam("user_id"),
         RefreshTokenRow.revoked_at.is_(None),
+        RefreshTokenRow.expires_at > func.now(),
     )
 )
 BY_EXECUTION = (

@@ -1,18 +1,28 @@
 """The runtime routes of identity: login and sessions, who I am, what I may do, and what this server is."""
 
-from datetime import datetime
 from importlib.metadata import version
 from typing import Literal
 from uuid import UUID
 
 from fastapi import Request, Response
-from pydantic import BaseModel, EmailStr, Field, JsonValue
+from pydantic import BaseModel, EmailStr, Field
 
 from sinas_server.identity import login as logins
+from sinas_server.identity import passwords, sessions
+from sinas_server.identity.answers import (
+    AuthUserResponse,
+    LoginResponse,
+    OTPVerifyResponse,
+    client_of,
+    session_answer,
+    user_fields,
+)
 from sinas_server.identity.limits import limit_login, limit_verification
-from sinas_server.identity.resolve import Identified, identify
+from sinas_server.identity.resolve import identify
 from sinas_server.kernel.access import check_key
+from sinas_server.kernel.errors import InvalidError
 from sinas_server.kernel.http import CurrentCaller, JsonAnswer, Run, credentials, new_router
+from sinas_server.kit.password import MAX_LENGTH
 
 auth_router = new_router("", "auth")
 MAX_CHECKS = 1000
@@ -21,14 +31,10 @@ MAX_CHECKS = 1000
 class LoginRequest(BaseModel):
     """Who wants to log in."""
 
-    email: EmailStr = Field(max_length=320, description="Where the login code is sent.")
-
-
-class LoginResponse(BaseModel):
-    """The same for every address, known or not."""
-
-    message: str = Field(description="What happens next, for people.")
-    session_id: UUID = Field(description="Goes into `/auth/verify-otp` together with the code.")
+    email: EmailStr = Field(max_length=320, description="Who logs in, and where a login code is sent.")
+    password: str | None = Field(
+        None, max_length=MAX_LENGTH, description="Needed if `auth_mode` of `/info` names it, otherwise ignored."
+    )
 
 
 class OTPVerifyRequest(BaseModel):
@@ -38,34 +44,10 @@ class OTPVerifyRequest(BaseModel):
     otp_code: str = Field(max_length=64, description="The six digits.")
 
 
-class AuthUserResponse(BaseModel):
-    """The user that a credential acts for."""
-
-    id: UUID = Field(description="The user's id.")
-    email: str = Field(description="The e-mail address, in lower case.")
-    is_active: bool = Field(description="Always true here: others cannot log in.")
-    roles: list[str] = Field(description="The names of the user's roles.")
-    external_auth_provider: str | None = Field(description="Who vouches for the user, if not this server.")
-    external_auth_id: str | None = Field(description="The user's id there.")
-    custom_fields: dict[str, JsonValue] = Field(description="The profile's free fields.")
-    created_at: datetime = Field(description="When the user was created.")
-    last_login_at: datetime | None = Field(description="When the user last logged in with a code.")
-
-
-class OTPVerifyResponse(BaseModel):
-    """A session."""
-
-    access_token: str = Field(description="For `Authorization: Bearer`.")
-    refresh_token: str = Field(description="Gets new access tokens from `/auth/refresh`; it stays the same.")
-    token_type: Literal["bearer"] = Field(description="How to send the access token.")
-    expires_in: int = Field(description="Life of the access token, in seconds.")
-    user: AuthUserResponse = Field(description="Who has logged in.")
-
-
 class RefreshRequest(BaseModel):
     """A session's refresh token."""
 
-    refresh_token: str = Field(max_length=1024, description="From `/auth/verify-otp`.")
+    refresh_token: str = Field(max_length=1024, description="From `/auth/verify-otp` or `/auth/login`.")
 
 
 class RefreshResponse(BaseModel):
@@ -101,67 +83,49 @@ class PermissionCheckResponse(BaseModel):
 class InfoResponse(BaseModel):
     """What a client must know before it logs in."""
 
-    auth_mode: Literal["otp"] = Field(description="How people log in.")
+    auth_mode: Literal["otp", "password", "password+otp"] = Field(
+        description="What people log in with: a mailed code, a password, or a password and then a mailed code."
+    )
     version: str = Field(description="The server's version.")
     features: dict[str, bool] = Field(description="What is switched on.")
 
 
-def _client(request: Request) -> logins.Client:
-    address = request.client.host if request.client else None
-    return logins.Client(address, request.headers.get("user-agent", "")[:512] or None)
+@auth_router.post("/auth/login", response_model=LoginResponse | OTPVerifyResponse, summary="Log in")
+async def login(body: LoginRequest, request: Request, runtime: Run) -> Response:
+    """Begin a login as `/info` says: `otp` mails a code, `password` answers with tokens, `password+otp` asks for both.
 
-
-def _user(identified: Identified) -> dict[str, JsonValue | UUID | datetime]:
-    profile = identified.profile
-    return {
-        "id": profile.id,
-        "email": profile.email,
-        "is_active": profile.is_active,
-        "roles": list(identified.caller.roles),
-        "external_auth_provider": profile.external_auth_provider,
-        "external_auth_id": profile.external_auth_id,
-        "custom_fields": profile.custom_fields,
-        "created_at": profile.created_at,
-        "last_login_at": profile.last_login_at,
-    }
-
-
-@auth_router.post("/auth/login", summary="Ask for a login code")
-async def login(body: LoginRequest, request: Request, runtime: Run) -> LoginResponse:
-    """Send six digits to the address. The answer does not tell whether the address is known."""
-    email = body.email.lower()
-    await limit_login(runtime, _client(request).address, email)
-    session_id = await logins.start(runtime, email)
-    return LoginResponse(message="A login code has been sent to your e-mail address", session_id=session_id)
+    The answer never tells whether the address is known. A wrong password is a 400.
+    """
+    email, mode = body.email.lower(), runtime.settings.auth_mode
+    await limit_login(runtime, client_of(request).address, email)
+    if mode != "otp" and body.password is None:
+        raise InvalidError([(("body", "password"), "is needed to log in here")])
+    if mode == "password":
+        return session_answer(await passwords.log_in(runtime, email, body.password or "", client_of(request)))
+    if mode == "password+otp":
+        await passwords.check(runtime, email, body.password or "")
+    session_id = await logins.send_code(runtime, email, mode)
+    return JsonAnswer({"message": "A login code has been sent to your e-mail address", "session_id": session_id})
 
 
 @auth_router.post("/auth/verify-otp", response_model=OTPVerifyResponse, summary="Log in with the code")
 async def verify_otp(body: OTPVerifyRequest, request: Request, runtime: Run) -> Response:
     """Exchange the code for tokens; a code works once. A wrong or expired one is a 400."""
-    await limit_verification(runtime, _client(request).address)
-    session = await logins.verify(runtime, body.session_id, body.otp_code, _client(request))
-    return JsonAnswer(
-        {
-            "access_token": session.access_token,
-            "refresh_token": session.refresh_token,
-            "token_type": "bearer",
-            "expires_in": session.expires_in,
-            "user": _user(session.identified),
-        }
-    )
+    await limit_verification(runtime, client_of(request).address)
+    return session_answer(await logins.verify(runtime, body.session_id, body.otp_code, client_of(request)))
 
 
 @auth_router.post("/auth/refresh", summary="Get a new access token")
 async def refresh(body: RefreshRequest, runtime: Run) -> RefreshResponse:
     """The refresh token stays the same until it expires or is revoked."""
-    token, expires_in = await logins.refresh(runtime, body.refresh_token)
+    token, expires_in = await sessions.refresh(runtime, body.refresh_token)
     return RefreshResponse(access_token=token, token_type="bearer", expires_in=expires_in)  # noqa: S106 - no password
 
 
 @auth_router.post("/auth/logout", status_code=204, summary="End a session")
 async def logout(body: RefreshRequest, runtime: Run) -> None:
     """Revoke the refresh token, and with it the access tokens of its session. Unknown tokens are no error."""
-    await logins.end(runtime, body.refresh_token)
+    await sessions.end(runtime, body.refresh_token)
 
 
 @auth_router.get("/auth/me", response_model=AuthUserResponse, summary="Who am I")
@@ -169,7 +133,7 @@ async def me(request: Request, runtime: Run) -> Response:
     """The user that the credential acts for; works with every valid credential."""
     identified = await identify(runtime, credentials(request))
     request.scope["sinas_caller"] = identified.caller
-    return JsonAnswer(_user(identified))
+    return JsonAnswer(user_fields(identified))
 
 
 @auth_router.post("/auth/check-permissions", response_model=PermissionCheckResponse, summary="Check permissions")
@@ -187,6 +151,8 @@ async def check_permissions(body: PermissionCheckRequest, caller: CurrentCaller)
 
 
 @auth_router.get("/info", summary="What this server is")
-async def info() -> InfoResponse:
+async def info(runtime: Run) -> InfoResponse:
     """Needs no credential."""
-    return InfoResponse(auth_mode="otp", version=version("sinas-server"), features={"code_execution": False})
+    settings = runtime.settings
+    features = {"code_execution": False}
+    return InfoResponse(auth_mode=settings.auth_mode, version=version("sinas-server"), features=features)

@@ -14,6 +14,7 @@ class UserRow(Base):
     """A person, known by an e-mail address in lower case."""
 
     __tablename__ = "users"
+    __table_args__ = (UniqueConstraint("external_auth_provider", "external_auth_id", name="uq_users_external_auth"),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     email: Mapped[str] = mapped_column(String(320), unique=True)
@@ -86,17 +87,29 @@ class ApiKeyRow(Base):
 
 
 class OtpSessionRow(Base):
-    """A login code that was asked for; only its HMAC is stored."""
+    """A code that was mailed; only its HMAC is stored."""
 
     __tablename__ = "otp_sessions"
     __table_args__ = (Index("ix_otp_sessions_expires", "expires_at"),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     email: Mapped[str] = mapped_column(String(320))
+    purpose: Mapped[str] = mapped_column(String(16))
+    """What the code is good for: the login of the mode it was sent in, or `reset`."""
     code_hash: Mapped[str] = mapped_column(String(64))
     attempts: Mapped[int] = mapped_column(server_default=text("0"))
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
+
+
+class PasswordRow(Base):
+    """The password of a user who has one, as argon2id hash; apart from `users`, so that no list reads it."""
+
+    __tablename__ = "passwords"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    hash: Mapped[str]
+    changed_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class RefreshTokenRow(Base):
@@ -111,6 +124,8 @@ class RefreshTokenRow(Base):
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When it began or last got an access token."""
     ip: Mapped[str | None] = mapped_column(String(64))
     user_agent: Mapped[str | None] = mapped_column(String(512))
 

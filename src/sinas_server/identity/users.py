@@ -13,7 +13,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sinas_server.identity.guard import is_administrator, keep_an_administrator, require_on
 from sinas_server.identity.members import join_first_roles
 from sinas_server.identity.reference import EVERYTHING
-from sinas_server.identity.tables import RefreshTokenRow, RoleRow, UserRoleRow, UserRow
+from sinas_server.identity.sessions import end_of
+from sinas_server.identity.tables import RoleRow, UserRoleRow, UserRow
 from sinas_server.kernel.access import Caller, OwnedColumns
 from sinas_server.kernel.errors import AlreadyExistsError, ForbiddenError, NotFoundError
 from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, new_router
@@ -59,7 +60,7 @@ class UserWithRolesResponse(BaseModel):
     external_auth_provider: str | None = Field(description="Who vouches for the user, if not this server.")
     external_auth_id: str | None = Field(description="The user's id there.")
     custom_fields: dict[str, JsonValue] = Field(description="The profile's free fields.")
-    last_login_at: datetime | None = Field(description="When the user last logged in with a code.")
+    last_login_at: datetime | None = Field(description="When the user last logged in.")
     created_at: datetime = Field(description="When the user was created.")
     updated_at: datetime = Field(description="When the user was last changed.")
 
@@ -126,10 +127,7 @@ async def change(user_id: UserId, body: UserUpdate, db: CurrentDb, caller: Curre
     await db.execute(update(UserRow).where(UserRow.id == user_id).values(**values, updated_at=func.now()))
     if body.is_active is False:
         await _protect_administrators(db, caller, user_id)
-        sessions = update(RefreshTokenRow).where(
-            RefreshTokenRow.user_id == user_id, RefreshTokenRow.revoked_at.is_(None)
-        )
-        await db.execute(sessions.values(revoked_at=func.now()))
+        await end_of(db, user_id)
         await keep_an_administrator(db)
     await audit(db, caller, "update", ("user", user.email), values)
     return await _found(db, caller, user_id, "update")

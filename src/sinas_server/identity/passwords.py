@@ -1,0 +1,84 @@
+"""Passwords, where `AUTH_MODE` has them: checked, set, and known to nobody."""
+
+import asyncio
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from sinas_server.identity.login import RESET, proven
+from sinas_server.identity.sessions import Client, Session, begin, complete, end_of
+from sinas_server.identity.tables import PasswordRow, UserRow
+from sinas_server.kernel.errors import BadRequestError, InvalidError
+from sinas_server.kernel.outbox import audit
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Db
+from sinas_server.kit.password import hash_password, is_outdated, matches
+
+WRONG_PASSWORD = "Invalid e-mail address or password"  # noqa: S105 - a message
+SWITCHED_OFF = "Passwords are switched off here (AUTH_MODE is otp)"
+
+
+def require_passwords(runtime: Runtime) -> None:
+    """Raise `BadRequestError` where people log in without passwords."""
+    if runtime.settings.auth_mode == "otp":
+        raise BadRequestError(SWITCHED_OFF)
+
+
+async def new_hash(runtime: Runtime, password: str, field: str) -> str:
+    """How to store a password that someone chose in this field of the body. Raises `InvalidError` if it is short."""
+    least = runtime.settings.password_min_length
+    if len(password) < least:
+        raise InvalidError([(("body", field), f"must have at least {least} characters")])
+    return await asyncio.to_thread(hash_password, password)
+
+
+async def check(runtime: Runtime, email: str, password: str) -> UUID:
+    """The id of the active user with this address and password.
+
+    Raises `BadRequestError` otherwise, which takes as long whether the address is known or has a password or not.
+    """
+    rows = await runtime.database.read(
+        select(UserRow.id, PasswordRow.hash)
+        .join_from(PasswordRow, UserRow)
+        .where(UserRow.email == email, UserRow.is_active)
+    )
+    stored = str(rows[0].hash) if rows else None
+    if not await asyncio.to_thread(matches, stored, password) or stored is None:
+        raise BadRequestError(WRONG_PASSWORD)
+    user_id: UUID = rows[0].id
+    if is_outdated(stored):
+        fresh = await asyncio.to_thread(hash_password, password)
+        same = update(PasswordRow).where(PasswordRow.user_id == user_id, PasswordRow.hash == stored)
+        await runtime.database.rows(same.values(hash=fresh))
+    return user_id
+
+
+async def log_in(runtime: Runtime, email: str, password: str, client: Client) -> Session:
+    """Begin a session with a password. Raises `BadRequestError` for a wrong one or an unknown address."""
+    user_id = await check(runtime, email, password)
+    async with runtime.database.unit() as db:
+        active = select(UserRow.id).where(UserRow.id == user_id, UserRow.is_active).with_for_update()
+        if (await db.execute(active)).first() is None:  # deactivated while the password was being checked
+            raise BadRequestError(WRONG_PASSWORD)
+        begun = await begin(db, runtime, user_id, client)
+    return await complete(runtime, begun)
+
+
+async def reset(runtime: Runtime, session_id: UUID, code: str, hashed: str) -> None:
+    """Set the password of whoever has the mailed code, and end the user's sessions. Raises `BadRequestError`."""
+    async with proven(runtime, RESET, session_id, code) as (db, user_id):
+        await store(db, user_id, hashed)
+        await end_of(db, user_id)
+        email = (await db.execute(select(UserRow.email).where(UserRow.id == user_id))).scalar_one()
+        await audit(db, None, "reset_password", ("user", email))
+
+
+async def store(db: Db, user_id: UUID, hashed: str) -> None:
+    """Make this the user's password."""
+    new = upsert(PasswordRow).values(user_id=user_id, hash=hashed)
+    await db.execute(
+        new.on_conflict_do_update(
+            index_elements=["user_id"], set_={"hash": new.excluded.hash, "changed_at": func.now()}
+        )
+    )
