@@ -66,6 +66,23 @@ async def test_calls_come_in_while_a_server_hangs(stack: Stack, invariants: Inva
     invariants.called(chat)
 
 
+async def test_a_database_that_was_away_while_nothing_happened_is_not_noticed(
+    stack: Stack, invariants: Invariants
+) -> None:
+    async with stack.client() as client:
+        await asyncio.gather(*(execute(client, n) for n in range(8)))
+        stack.kill("postgres")
+
+        async def answers() -> bool:
+            return bool(stack.rows("SELECT 1"))
+
+        await eventually(answers, "the database does not come back")
+        for path in ("/functions/t/echo/execute/async", "/agents/t/agent/chats"):
+            answer = await client.post(path, json={})
+            assert answer.is_success, answer.text
+    await invariants.ends()
+
+
 async def test_a_full_queue_outlives_its_workers(stack: Stack, invariants: Invariants) -> None:
     async with stack.client() as client:
         room = asyncio.Semaphore(16)

@@ -1,7 +1,12 @@
 """The platform's own PostgreSQL: opening engines and telling a lost server from a bad statement."""
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+import select
+from typing import Any
+
+import psycopg
+from sqlalchemy import event
+from sqlalchemy.engine import AdaptedConnection, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -9,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 def open_engine(url: str, *, pool_size: int = 10, overflow: int = 10) -> AsyncEngine:
     """An engine for `postgresql://` in any spelling; safe behind PgBouncer: no prepared statements or session state."""
     parsed = make_url(url).set(drivername="postgresql+psycopg")
-    return create_async_engine(
+    engine = create_async_engine(
         parsed,
         pool_size=pool_size,
         max_overflow=overflow,
@@ -18,6 +23,26 @@ def open_engine(url: str, *, pool_size: int = 10, overflow: int = 10) -> AsyncEn
         hide_parameters=True,  # errors are logged, and values are nobody's business there
         connect_args={"prepare_threshold": None, "connect_timeout": 10, "application_name": "sinas"},
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_abandoned)
+    return engine
+
+
+def _refuse_abandoned(connection: AdaptedConnection, *_: object) -> None:
+    """Have the pool connect anew after a restart of the server, instead of a request finding out."""
+    if is_abandoned(connection.driver_connection):
+        raise InvalidatePoolError
+
+
+def is_abandoned(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the server has left an idle connection: then there is something to read, and never otherwise.
+
+    Costs no round trip. A server that dies meanwhile is found out by the statement.
+    """
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def is_lost(error: BaseException) -> bool:

@@ -12,6 +12,8 @@ from sqlalchemy import Executable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sinas_server.backends.db import is_abandoned
+
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 CONNECTIONS = 8
 """Most connections of a process, beside those of its engine."""
@@ -50,7 +52,7 @@ class DirectReader:
 
     async def _run(self, sql: str, values: Mapping[str, Any]) -> Sequence[Any]:
         async with self._slots:
-            connection = self._idle.pop() if self._idle else await self._connect()
+            connection = await self._take()
             try:
                 cursor = await connection.execute(sql, values, prepare=self._prepare)
                 rows = await cursor.fetchall()
@@ -61,6 +63,14 @@ class DirectReader:
                 raise
             self._idle.append(connection)
         return rows
+
+    async def _take(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not is_abandoned(connection):
+                return connection
+            await connection.close()
+        return await self._connect()
 
     async def close(self) -> None:
         """Close every idle connection."""
