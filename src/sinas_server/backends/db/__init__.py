@@ -1,7 +1,7 @@
 """The platform's own PostgreSQL: opening engines and telling a lost server from a bad statement."""
 
 import select
-from typing import Any
+from typing import TypeVar
 
 import psycopg
 from sqlalchemy import event
@@ -9,6 +9,8 @@ from sqlalchemy.engine import AdaptedConnection, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+R = TypeVar("R")
 
 
 def open_engine(url: str, *, pool_size: int = 10, overflow: int = 10) -> AsyncEngine:
@@ -33,7 +35,7 @@ def _refuse_abandoned(connection: AdaptedConnection, *_: object) -> None:
         raise InvalidatePoolError
 
 
-def is_abandoned(connection: psycopg.AsyncConnection[Any]) -> bool:
+def is_abandoned(connection: psycopg.AsyncConnection[R]) -> bool:
     """Whether the server has left an idle connection: then there is something to read, and never otherwise.
 
     Costs no round trip. A server that dies meanwhile is found out by the statement.
