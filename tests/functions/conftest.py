@@ -14,48 +14,14 @@ from fastapi import FastAPI
 from pydantic import JsonValue
 
 from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
-from sinas_server.backends.stream.redis import RedisSignals
-from sinas_server.functions.executions import RESOURCES
-from sinas_server.functions.executions import RUNTIME_ROUTERS as EXECUTION_ROUTERS
 from sinas_server.functions.jobs import EXECUTION_JOB
-from sinas_server.functions.kind import FUNCTION
-from sinas_server.functions.routes import MANAGEMENT_ROUTERS, RUNTIME_ROUTERS
-from sinas_server.identity.bootstrap import bootstrap
 from sinas_server.kernel.job import Worker
-from sinas_server.kernel.kind import Kind
 from sinas_server.kernel.runtime import Runtime
 from tests.people import Person
 
 ECHO = "def handler(input_data, context):\n    return input_data\n"
 Json = dict[str, Any]
 Declare = Callable[..., Awaitable[Json]]
-
-
-@pytest.fixture
-def kinds() -> Mapping[str, Kind[Any]]:
-    return {FUNCTION.name: FUNCTION}
-
-
-@pytest.fixture
-async def runtime(runtime: Runtime) -> AsyncIterator[Runtime]:
-    """The runtime, receiving signals, of an installation that has functions."""
-    made = dataclasses.replace(runtime, resources=(*runtime.resources, *RESOURCES))
-    await bootstrap(made)
-    assert isinstance(made.signals, RedisSignals)
-    receiver = asyncio.create_task(made.signals.run())
-    yield made
-    receiver.cancel()
-    await asyncio.gather(receiver, return_exceptions=True)
-
-
-@pytest.fixture
-def app(app: FastAPI) -> FastAPI:
-    """The application with the routes of functions too."""
-    for router in (*RUNTIME_ROUTERS, *EXECUTION_ROUTERS):
-        app.include_router(router)
-    for router in MANAGEMENT_ROUTERS:
-        app.include_router(router, prefix="/api/v1")
-    return app
 
 
 @pytest.fixture
