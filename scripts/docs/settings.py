@@ -34,6 +34,8 @@ def _type(annotation: object) -> str:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
         return "list of text"
+    if get_origin(annotation) is dict:
+        return "JSON object"
     names = {"str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "Path": "path"}
     name = getattr(annotation, "__name__", str(annotation))
     return {"SecretStr": "secret text", "EmailStr": "e-mail address"}.get(name) or names[name]

@@ -23,6 +23,7 @@ from sinas_server.backends.db.migrate import migrate
 from sinas_server.backends.mail import Mailer
 from sinas_server.backends.mail.outbox import OutboxMailer
 from sinas_server.backends.mail.smtp import SmtpMailer, SmtpServer
+from sinas_server.backends.oidc import OidcClient, OidcProvider
 from sinas_server.backends.queue.redis import RedisWake
 from sinas_server.backends.sandbox import Limits, Sandbox
 from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
@@ -51,6 +52,14 @@ def open_mailer(settings: Settings) -> Mailer:
     return SmtpMailer(SmtpServer(settings.smtp_host, settings.smtp_port, settings.smtp_user, password, domain))
 
 
+def open_oidc(settings: Settings) -> OidcProvider | None:
+    """The OpenID Connect provider, if one is configured; it is asked nothing before the first login."""
+    if settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return None
+    secret = settings.oidc_client_secret.get_secret_value() if settings.oidc_client_secret else None
+    return OidcProvider(OidcClient(settings.oidc_issuer, settings.oidc_client_id, secret, settings.oidc_scopes))
+
+
 @asynccontextmanager
 async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int = 5) -> AsyncIterator[Runtime]:
     """Connect to everything a process needs, and receive signals while the context is open."""
@@ -75,6 +84,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         resources=catalog.RESOURCES,
         toolsets=catalog.TOOLSETS,
         tasks=catalog.TASKS,
+        oidc=open_oidc(settings),
         worker_name=worker_name,
     )
     receiver = asyncio.create_task(signals.run())
@@ -84,6 +94,8 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         receiver.cancel()
         await asyncio.gather(receiver, return_exceptions=True)
         await runtime.models.close()
+        if runtime.oidc is not None:
+            await runtime.oidc.close()
         await runtime.database.close()
         await redis.aclose()
 

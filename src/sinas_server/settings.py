@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from sinas_server.kit.texts import http_url, split_commas
+from sinas_server.kit.texts import http_url, issuer_url, json_object, split_commas
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -156,6 +156,31 @@ class Settings(BaseSettings):
         description="How people log in: with a code from a mail, with a password, or with a password and then a code.",
     )
     password_min_length: int = Field(12, ge=8, le=128, description="Shortest password that may be set, in characters.")
+    oidc_issuer: Annotated[str, AfterValidator(issuer_url)] | None = Field(
+        None,
+        description="OpenID Connect provider whose users may log in too, by its issuer URL; the rest is discovered. "
+        "Its redirect URI is `/auth/oidc/callback` of this platform.",
+    )
+    oidc_client_id: str | None = Field(None, description="This platform's client id at the provider.")
+    oidc_client_secret: SecretStr | None = Field(
+        None, description="This platform's secret at the provider. Unset: a public client."
+    )
+    oidc_scopes: str = Field("openid email profile", description="Scopes asked of the provider, by spaces.")
+    oidc_redirect_uris: Names = Field(
+        (),
+        description="Comma-separated addresses of consoles and apps that a login at the provider may return to, "
+        "compared exactly. Empty: only the root of this platform.",
+    )
+    oidc_role_claim: str | None = Field(
+        None,
+        description="Claim that holds the user's groups at the provider; a dotted path, like `realm_access.roles`, "
+        "leads into objects.",
+    )
+    oidc_role_map: Annotated[dict[str, str], NoDecode, BeforeValidator(json_object)] = Field(
+        {},
+        description='Which role each value of the claim gives, as JSON: `{"staff": "Users"}`. At each login at the '
+        "provider, the memberships of the roles named here become what the claim says.",
+    )
     access_token_expire_minutes: int = Field(15, ge=1, description="Life of an access token, in minutes.")
     refresh_token_expire_days: int = Field(30, ge=1, description="Life of a refresh token, in days.")
     otp_expire_minutes: int = Field(10, ge=1, description="Life of a login code, in minutes.")
@@ -254,6 +279,12 @@ class Settings(BaseSettings):
             raise ValueError("SANDBOX_MIN_IDLE must not be greater than SANDBOX_MAX_SIZE")
         if self.auto_apply_config and self.config_file is None:
             raise ValueError("AUTO_APPLY_CONFIG needs CONFIG_FILE")
+        if self.oidc_issuer and not self.oidc_client_id:
+            raise ValueError("OIDC_ISSUER needs OIDC_CLIENT_ID")
+        if "openid" not in self.oidc_scopes.split():
+            raise ValueError("OIDC_SCOPES must hold openid")
+        if self.oidc_role_map and not self.oidc_role_claim:
+            raise ValueError("OIDC_ROLE_MAP needs OIDC_ROLE_CLAIM")
         return self
 
     @property

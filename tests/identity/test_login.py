@@ -273,7 +273,7 @@ async def test_info_needs_no_credential(client: httpx2.AsyncClient) -> None:
     answer = (await client.get("/info")).json()
     assert answer["auth_mode"] == "otp"
     assert re.match(r"\d+\.\d+", answer["version"])
-    assert answer["features"] == {"code_execution": False}
+    assert answer["features"] == {"code_execution": False, "oidc": False}
 
 
 async def test_what_is_over_is_forgotten_after_a_day(

@@ -314,3 +314,9 @@ async def test_two_people_with_one_password_have_two_hashes(
         await admin.http.put(password_of(second), json={"new_password": SECRET})
     rows = await runtime.database.rows(select(PasswordRow.hash))
     assert len({row.hash for row in rows}) == 2
+
+
+async def test_without_a_provider_its_routes_are_not_there(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/auth/oidc/start")).status_code == 404
+    assert (await client.post("/auth/external-auth", json={"token": "x"})).status_code == 404
+    assert (await client.post("/auth/oidc/session", json={"code": "x"})).status_code == 400

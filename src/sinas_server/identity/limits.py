@@ -41,6 +41,11 @@ async def limit_verification(runtime: Runtime, address: str | None) -> None:
     await _limit(runtime, _Limit(f"otp:ip:{address}", runtime.settings.rate_limit_otp_ip_max))
 
 
+async def limit_provider_login(runtime: Runtime, address: str | None) -> None:
+    """Count a login at the OpenID Connect provider. Raises `TooManyRequestsError` beyond the limit of its origin."""
+    await _limit(runtime, _Limit(f"oidc:ip:{address}", runtime.settings.rate_limit_login_ip_max))
+
+
 async def _limit(runtime: Runtime, *limits: _Limit) -> None:
     keys = [f"sinas:rate:{limit.key}" for limit in limits]
     arguments = [runtime.settings.rate_limit_window_seconds, *(limit.most for limit in limits)]

@@ -22,6 +22,7 @@ from sinas_server.identity.resolve import identify
 from sinas_server.kernel.access import check_key
 from sinas_server.kernel.errors import InvalidError
 from sinas_server.kernel.http import CurrentCaller, JsonAnswer, Run, credentials, new_router
+from sinas_server.kernel.security_schemes import SECURITY
 from sinas_server.kit.password import MAX_LENGTH
 
 auth_router = new_router("", "auth")
@@ -128,7 +129,7 @@ async def logout(body: RefreshRequest, runtime: Run) -> None:
     await sessions.end(runtime, body.refresh_token)
 
 
-@auth_router.get("/auth/me", response_model=AuthUserResponse, summary="Who am I")
+@auth_router.get("/auth/me", response_model=AuthUserResponse, summary="Who am I", openapi_extra={"security": SECURITY})
 async def me(request: Request, runtime: Run) -> Response:
     """The user that the credential acts for; works with every valid credential."""
     identified = await identify(runtime, credentials(request))
@@ -154,5 +155,5 @@ async def check_permissions(body: PermissionCheckRequest, caller: CurrentCaller)
 async def info(runtime: Run) -> InfoResponse:
     """Needs no credential."""
     settings = runtime.settings
-    features = {"code_execution": False}
+    features = {"code_execution": False, "oidc": settings.oidc_issuer is not None}
     return InfoResponse(auth_mode=settings.auth_mode, version=version("sinas-server"), features=features)

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from sinas_server.backends.llm.open import ModelPool
 from sinas_server.backends.mail import Mailer
+from sinas_server.backends.oidc import OidcProvider
 from sinas_server.backends.queue import Wake
 from sinas_server.backends.sandbox import Sandbox
 from sinas_server.backends.stream import EventStreams, Signals
@@ -50,6 +51,8 @@ class Runtime:
     toolsets: tuple[Toolset, ...] = ()
     models: ModelPool = field(default_factory=ModelPool)
     tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
+    oidc: OidcProvider | None = None
+    """Whose users may log in, if `OIDC_ISSUER` names someone."""
     sandbox: Sandbox | None = None
     worker_name: str = ""
     used_keys: dict[UUID, datetime] = field(default_factory=dict)

@@ -1,4 +1,7 @@
-"""Reading values that come as text: lists and URLs."""
+"""Reading values that come as text: lists, JSON and URLs. Each raises ValueError with the reason for a wrong one."""
+
+import json
+from urllib.parse import urlsplit
 
 
 def split_commas(value: object) -> object:
@@ -6,6 +9,24 @@ def split_commas(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def json_object(value: object) -> object:
+    """The JSON in a text; what is no text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError('not JSON; expected an object like {"staff": "Users"}') from None
+
+
 def http_url(value: str) -> str:
     """A URL without a trailing slash; `http` where no scheme is given."""
     return (value if "://" in value else f"http://{value}").rstrip("/")
+
+
+def issuer_url(value: str) -> str:
+    """The identifier of an OpenID Connect provider (Discovery 1.0, section 3), unchanged."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be an http or https URL without a query, exactly as the provider calls itself")
+    return value
