@@ -63,7 +63,7 @@ def confine(level: Level, shape: Shape, descriptors: tuple[int, int, int], scrat
     if not level.namespaces:
         seccomp.install(seccomp.own_signals(os.getpid()))
     seccomp.install(level.filter)
-    _fresh_randomness()
+    mix_randomness()
     return listener
 
 
@@ -104,7 +104,7 @@ def _limit(shape: Shape, *, memory_counted: bool) -> None:
         resource.setrlimit(name, (value, value))
 
 
-def _fresh_randomness() -> None:
+def mix_randomness() -> None:
     """Forget the random state shared with the zygote, in every generator that is loaded."""
     random.seed()
     ssl = sys.modules.get("ssl")

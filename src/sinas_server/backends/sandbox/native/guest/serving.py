@@ -57,7 +57,8 @@ def serve(control: socket.socket, config: zygote.Config) -> NoReturn:
     sys.path[:] = config["sys_path"]
     loaded = _preload(control, config["preload"])
     level = _level(config)
-    _warm()
+    runner.warm()
+    confine.mix_randomness()  # sets OpenSSL's generator up, once for all
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -92,13 +93,6 @@ def _preload(control: socket.socket, packages: list[str]) -> dict[str, str | Non
             control.send(json.dumps({"threads": name}).encode())
             os._exit(0)
     return loaded
-
-
-def _warm() -> None:
-    """Run what every execution runs once, so that its code and memory are shared."""
-    space: dict[str, object] = {}
-    exec(compile("def handler(input_data, context):\n    return input_data", "<warm>", "exec"), space)  # noqa: S102 - our own constant
-    json.loads(json.dumps({"a": [1, 1.5, None, "x"]}))
 
 
 def _level(config: zygote.Config) -> confine.Level:
