@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a turn under load")
     parser.add_argument("--calls", type=int, default=40, help="calls of a turn at concurrency 1")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is stopped
     with tempfile.TemporaryDirectory(prefix="sinas-bench-") as name:
         directory = Path(name)
         client, stack = Client(directory), Stack(directory)
