@@ -59,6 +59,7 @@ def serve(control: socket.socket, config: zygote.Config) -> NoReturn:
     level = _level(config)
     runner.warm()
     confine.mix_randomness()  # sets OpenSSL's generator up, once for all
+    confine.run_as(os.SCHED_BATCH)
     gc.collect()
     gc.freeze()
     gc.disable()
