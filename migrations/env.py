@@ -20,7 +20,10 @@ def add_statements(_: MigrationContext, revision: object, scripts: list[Migratio
 
 
 def _after_create(operations: Iterable[object]) -> list[str]:
-    created = {operation.table_name for operation in operations if isinstance(operation, CreateTableOp)}
+    new = [operation for operation in operations if isinstance(operation, CreateTableOp)]
+    created = {operation.table_name for operation in new}
+    for operation in new:
+        operation.info = {}  # or it is written into the migration too
     tables = [table for table in Base.metadata.sorted_tables if table.name in created]
     return [sql for table in tables for sql in table.info.get("after_create", ())]
 

@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("detail", sa.JSON(none_as_null=True), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
+    op.create_index("ix_audit_actor", "audit_log", ["actor"], unique=False)
     op.create_index("ix_audit_at", "audit_log", ["at"], unique=False)
     op.create_index("ix_audit_target", "audit_log", ["target_kind", "target"], unique=False)
     op.create_table(
@@ -473,6 +474,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("turn_id", "step", "index"),
         sa.UniqueConstraint("chat_id", "tool_call_id", name="uq_tool_calls_shown"),
     )
+    op.execute(
+        "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN\n    RAISE EXCEPTION USING\n    MESSAGE = 'rows of ' || TG_TABLE_NAME || ' are only ever added', ERRCODE = 'insufficient_privilege';\n    END $$"
+    )
+    op.execute(
+        "CREATE OR REPLACE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE ON audit_log\n    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+    )
     # ### end Alembic commands ###
 
 
@@ -546,5 +553,6 @@ def downgrade() -> None:
     op.drop_table("chats")
     op.drop_index("ix_audit_target", table_name="audit_log")
     op.drop_index("ix_audit_at", table_name="audit_log")
+    op.drop_index("ix_audit_actor", table_name="audit_log")
     op.drop_table("audit_log")
     # ### end Alembic commands ###

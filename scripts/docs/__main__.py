@@ -4,9 +4,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.docs import settings
+from scripts.docs import permissions, settings
 
-PAGES: tuple[tuple[Path, Callable[[], str]], ...] = ((settings.PAGE, settings.page),)
+PAGES: tuple[tuple[Path, Callable[[], str]], ...] = (
+    (settings.PAGE, settings.page),
+    (permissions.PAGE, permissions.page),
+)
 
 
 def stale() -> list[Path]:

@@ -8,6 +8,7 @@ from sinas_server.agents import routes as agents
 from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
 from sinas_server.chats.chat import CHATS
+from sinas_server.chats.departure import delete_chats
 from sinas_server.chats.expiry import EXPIRY_LOOP
 from sinas_server.chats.invoke import invoke_router
 from sinas_server.chats.jobs import CHAT_JOB
@@ -16,6 +17,7 @@ from sinas_server.chats.stop import SETTLE_LOOP
 from sinas_server.config import routes as config
 from sinas_server.functions import executions
 from sinas_server.functions import routes as functions
+from sinas_server.functions.departure import forget_executions
 from sinas_server.functions.jobs import EXECUTION_JOB
 from sinas_server.functions.kind import FUNCTION
 from sinas_server.functions.tools import FunctionTools
@@ -31,7 +33,7 @@ from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.outbox import TASK_JOB
 from sinas_server.kernel.purge import PURGE_LOOP
 from sinas_server.kernel.routes import crud_router
-from sinas_server.kernel.runtime import Runtime, TaskHandler
+from sinas_server.kernel.runtime import Departure, Runtime, TaskHandler
 from sinas_server.kernel.tool import Toolset
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
 from sinas_server.providers.kind import PROVIDER
@@ -65,6 +67,9 @@ TOOLSETS: tuple[Toolset, ...] = (FunctionTools(),)
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail}
 JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
 """Worker role → the job it works on."""
+
+DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions)
+"""What happens to a user's data when he is deleted."""
 
 LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP)
 """Run by the scheduler."""

@@ -84,6 +84,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         resources=catalog.RESOURCES,
         toolsets=catalog.TOOLSETS,
         tasks=catalog.TASKS,
+        departures=catalog.DEPARTURES,
         oidc=open_oidc(settings),
         worker_name=worker_name,
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sinas_server.cli import remote
+from sinas_server.cli import access, remote
 from sinas_server.cli.console import settings_or_exit
 
 app = typer.Typer(
@@ -13,6 +13,8 @@ app = typer.Typer(
 )
 worker = typer.Typer(no_args_is_help=True, help="Run a worker against given servers.")
 app.add_typer(worker, name="worker")
+access_app = typer.Typer(no_args_is_help=True, help="Ask who may do what.")
+app.add_typer(access_app, name="access")
 
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="TCP port of the API. Default: PORT, or 8000.")]
 DataDirectory = Annotated[
@@ -120,6 +122,17 @@ def chat(
 ) -> None:
     """Say something to an agent and watch it answer, tool calls included."""
     remote.chat(remote.connect(url, api_key), agent, message, chat_id)
+
+
+@access_app.command("explain")
+def access_explain(
+    user: Annotated[str, typer.Argument(help="The user's e-mail address or id.")],
+    permission: Annotated[str, typer.Argument(help="The permission, like sinas.agents/support/bot.chat:all.")],
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Say which role and grant give a user a permission, or what would have to be granted."""
+    access.explain(remote.connect(url, api_key), user, permission)
 
 
 def main() -> None:

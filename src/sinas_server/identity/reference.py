@@ -33,6 +33,7 @@ RESOURCES = (
         ("create", "read", "delete"),
         users_may=("create:own", "read:own", "delete:own"),
     ),
+    AccessResource("audit", "Who changed what; needs `:all`.", ("read",), admin_only=True),
 )
 """The resources of this slice; the catalog joins them with those of the others."""
 

@@ -7,9 +7,10 @@ from uuid import UUID
 import orjson
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, JsonValue
-from sqlalchemy import ARRAY, Text, delete, func, select, update
+from sqlalchemy import ARRAY, Text, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from sinas_server.identity.departure import delete_user
 from sinas_server.identity.guard import is_administrator, keep_an_administrator, require_on
 from sinas_server.identity.members import join_first_roles
 from sinas_server.identity.reference import EVERYTHING
@@ -17,7 +18,7 @@ from sinas_server.identity.sessions import end_of
 from sinas_server.identity.tables import RoleRow, UserRoleRow, UserRow
 from sinas_server.kernel.access import Caller, OwnedColumns
 from sinas_server.kernel.errors import AlreadyExistsError, ForbiddenError, NotFoundError
-from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, new_router
+from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.unit import Db
 
@@ -134,13 +135,24 @@ async def change(user_id: UserId, body: UserUpdate, db: CurrentDb, caller: Curre
 
 
 @users_router.delete("/{user_id}", status_code=204, summary="Delete a user")
-async def remove(user_id: UserId, db: CurrentDb, caller: CurrentCaller) -> None:
-    """Ends the user's sessions and keys at once. What the user declared stays, and acts for nobody."""
+async def remove(
+    user_id: UserId,
+    db: CurrentDb,
+    caller: CurrentCaller,
+    runtime: Run,
+    transfer_to: Annotated[
+        UUID | None, Query(description="Who owns from now on what the user declared; needed if there is any (409).")
+    ] = None,
+) -> None:
+    """Ends sessions and keys, deletes the user's chats, and erases names and contents from executions, at once."""
     user = await _found(db, caller, user_id, "delete")
     await _protect_administrators(db, caller, user_id)
-    await db.execute(delete(UserRow).where(UserRow.id == user_id))
+    passed = await delete_user(db, runtime, caller, user_id, transfer_to)
     await keep_an_administrator(db)
-    await audit(db, caller, "delete", ("user", user.email), {"id": str(user_id)})
+    detail: dict[str, JsonValue] = {"id": str(user_id)}
+    if transfer_to is not None:
+        detail |= {"transfer_to": str(transfer_to), "transferred": passed}
+    await audit(db, caller, "delete", ("user", user.email), detail)
 
 
 async def _protect_administrators(db: Db, caller: Caller, user_id: UUID) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import func, insert, update
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.job import Claim, Job, wake
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.store import AnyResource
 from sinas_server.kernel.tables import AuditRow, TaskRow
 from sinas_server.kernel.unit import Db
 
@@ -25,6 +26,15 @@ async def audit(
     if caller is not None:
         values |= {"actor_id": caller.id, "actor": caller.email, "via": caller.via}
     await db.execute(insert(AuditRow).values(**values, detail=dict(detail) if detail else None))
+
+
+async def audit_change(db: Db, old: AnyResource | None, new: AnyResource | None) -> None:
+    """A kind's `on_change` for what holds secrets or opens doors: records who changed it, not to what."""
+    resource = new or old
+    if resource is None:
+        return
+    action = "create" if old is None else "delete" if new is None else "update"
+    await audit(db, db.actor, action, (resource.kind, resource.ref), {"version": resource.version})
 
 
 async def enqueue(db: Db, runtime: Runtime, task: str, payload: Mapping[str, JsonValue]) -> UUID:

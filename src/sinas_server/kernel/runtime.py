@@ -17,7 +17,7 @@ from sinas_server.backends.stream import EventStreams, Signals
 from sinas_server.kernel.access import AccessResource, Caller
 from sinas_server.kernel.kind import Kind
 from sinas_server.kernel.tool import Toolset
-from sinas_server.kernel.unit import Database
+from sinas_server.kernel.unit import Database, Db
 from sinas_server.settings import Settings
 
 
@@ -31,6 +31,8 @@ class Credentials:
 
 Authenticate = Callable[["Runtime", Credentials], Awaitable[Caller]]
 TaskHandler = Callable[["Runtime", dict[str, Any]], Awaitable[None]]
+Departure = Callable[[Db, "Runtime", UUID], Awaitable[None]]
+"""What a slice does with the data of a user who is being deleted, in that transaction."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Runtime:
     toolsets: tuple[Toolset, ...] = ()
     models: ModelPool = field(default_factory=ModelPool)
     tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
+    departures: tuple[Departure, ...] = ()
     oidc: OidcProvider | None = None
     """Whose users may log in, if `OIDC_ISSUER` names someone."""
     sandbox: Sandbox | None = None

@@ -4,7 +4,20 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Identity, Index, String, Text, func, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Connection,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    String,
+    Text,
+    event,
+    func,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -88,11 +101,27 @@ class ReferenceRow(Base):
     hard: Mapped[bool]
 
 
+APPEND_ONLY = (
+    """CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION USING
+    MESSAGE = 'rows of ' || TG_TABLE_NAME || ' are only ever added', ERRCODE = 'insufficient_privilege';
+    END $$""",
+    """CREATE OR REPLACE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE ON audit_log
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()""",
+)
+"""What follows the creation of the audit log; migrations/env.py puts it into migrations."""
+
+
 class AuditRow(Base):
-    """Who changed what; rows are only ever added."""
+    """Who changed what; rows are only ever added, which a trigger sees to."""
 
     __tablename__ = "audit_log"
-    __table_args__ = (Index("ix_audit_target", "target_kind", "target"), Index("ix_audit_at", "at"))
+    __table_args__ = (
+        Index("ix_audit_target", "target_kind", "target"),
+        Index("ix_audit_at", "at"),
+        Index("ix_audit_actor", "actor"),
+        {"info": {"after_create": APPEND_ONLY}},
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -103,6 +132,14 @@ class AuditRow(Base):
     target_kind: Mapped[str] = mapped_column(String(64))
     target: Mapped[str]
     detail: Mapped[dict[str, Any] | None]
+
+
+def _make_append_only(_: object, connection: Connection, **__: object) -> None:
+    for statement in APPEND_ONLY:
+        connection.execute(text(statement))
+
+
+event.listen(AuditRow.__table__, "after_create", _make_append_only)
 
 
 class Leased:

@@ -9,6 +9,7 @@ from sinas_server.backends.llm.scripted import ScriptedRules
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
 from sinas_server.kernel.kind import Kind, Spec
+from sinas_server.kernel.outbox import audit_change
 from sinas_server.kernel.secret import Secret
 from sinas_server.kernel.store import Change, Resource
 from sinas_server.kernel.tables import ResourceRow
@@ -78,6 +79,11 @@ async def _one_default(db: Db, old: Resource[ProviderSpec] | None, new: Resource
         await store.change(db, SYSTEM, PROVIDER, "", name, Change({"is_default": False}))
 
 
+async def _on_change(db: Db, old: Resource[ProviderSpec] | None, new: Resource[ProviderSpec] | None) -> None:
+    await audit_change(db, old, new)
+    await _one_default(db, old, new)
+
+
 PROVIDER = Kind(
     name="llm_provider",
     plural="llm_providers",
@@ -87,7 +93,7 @@ PROVIDER = Kind(
     name_pattern=r"^[^/\s\x00-\x1f](?:[^/\x00-\x1f]*[^/\s\x00-\x1f])?$",
     yaml="llmProviders",
     yaml_renames={"provider_type": "type", "api_endpoint": "endpoint"},
-    on_change=_one_default,
+    on_change=_on_change,
     description="Connections to language-model services.",
     admin_only=True,
     packaged=False,

@@ -1,0 +1,23 @@
+"""What becomes of the executions of a user who is deleted: that they ran is kept, what was in them is not."""
+
+from uuid import UUID
+
+from sqlalchemy import select, update
+
+from sinas_server.functions.executions import cancel_execution
+from sinas_server.functions.tables import ENDED, ExecutionRow
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Db
+
+
+async def forget_executions(db: Db, runtime: Runtime, user_id: UUID) -> None:
+    """Cancel what runs for the user and erase who he was and what went in and out (`kernel.runtime.Departure`)."""
+    open_ones = select(ExecutionRow.id).where(ExecutionRow.user_id == user_id, ExecutionRow.status.not_in(ENDED))
+    for execution_id in (await db.scalars(open_ones)).all():
+        await cancel_execution(db, runtime, execution_id)
+    emptied = dict.fromkeys(("user_email", "stdout", "stderr"), "")
+    cleared = dict.fromkeys(("output_data", "error", "traceback"))
+    await db.execute(
+        update(ExecutionRow).where(ExecutionRow.user_id == user_id).values(**emptied, **cleared, input_data={}),
+        execution_options={"synchronize_session": False},
+    )

@@ -1,0 +1,231 @@
+"""Objects for the authorization fuzzer: whatever a route's path names, made anew and owned by whoever shall own it."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import uuid4
+
+from sqlalchemy import insert
+
+from sinas_server.identity.tables import RefreshTokenRow
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kit.clock import now
+from sinas_server.kit.crypto import hash_token
+from tests.people import Person
+
+Json = dict[str, Any]
+Places = dict[str, str]
+CODE = "def handler(input_data, context):\n    return 1\n"
+
+
+@dataclass
+class Objects:
+    """Makes objects of `owner`; what only administrators can make is made by `admin`."""
+
+    runtime: Runtime
+    admin: Person
+    owner: Person
+    stranger: Person
+    """Someone that is put into roles."""
+    agents: list[Places] = field(default_factory=list)
+
+    def name(self) -> str:
+        return f"x{uuid4().hex[:12]}"
+
+    async def _post(self, by: Person, url: str, body: Json) -> Json:
+        answer = await by.http.post(url, json=body, timeout=60)
+        assert answer.is_success, f"{url}: {answer.text}"
+        return cast(Json, answer.json()) if answer.headers["content-type"].startswith("application/json") else {}
+
+    async def function(self) -> Places:
+        name = self.name()
+        body = {"name": name, "code": CODE, "requires_approval": True}
+        await self._post(self.owner, "/api/v1/functions", body)
+        return {"namespace": "default", "name": name, "version": "1"}
+
+    async def provider(self) -> Places:
+        name = self.name()
+        rules = [{"when": {"contains": "danger"}, "call": [{"tool": f"default/{name}"}]}]
+        body = {"name": name, "provider_type": "scripted", "config": {"rules": rules, "default": "Hello."}}
+        made = await self._post(self.admin, "/api/v1/llm-providers", body)
+        return {"name": name, "version": "1", "id": made["id"]}
+
+    async def default_agent(self) -> Places:
+        await self._post(self.owner, "/api/v1/agents", {"name": self.name(), "is_default": True})
+        return {}
+
+    async def agent(self) -> Places:
+        provider = await self.provider()
+        name = provider["name"]
+        await self._post(self.owner, "/api/v1/functions", {"name": name, "code": CODE, "requires_approval": True})
+        body = {"name": name, "llm_provider_id": provider["id"], "enabled_functions": [f"default/{name}"]}
+        await self._post(self.owner, "/api/v1/agents", body)
+        self.agents.append({"namespace": "default", "name": name, "agent_name": name, "version": "1"})
+        return self.agents[-1]
+
+    async def chat(self, content: str = "hello") -> Places:
+        agent = self.agents[0] if self.agents else await self.agent()
+        made = await self._post(self.owner, f"/agents/default/{agent['name']}/chats", {})
+        url = f"/chats/{made['id']}/messages"
+        said = await self._post(self.owner, url, {"content": content})
+        return {"chat_id": made["id"], "channel_id": said["channel_id"]}
+
+    async def waiting_chat(self) -> Places:
+        places = await self.chat("danger")
+        chat = (await self.owner.http.get(f"/chats/{places['chat_id']}")).json()
+        return {**places, "tool_call_id": chat["pending_approvals"][0]["tool_call_id"]}
+
+    async def execution(self) -> Places:
+        function = await self.function()
+        made = await self._post(self.owner, f"/functions/default/{function['name']}/execute", {"input": {}})
+        return {"execution_id": made["execution_id"], "job_id": made["execution_id"]}
+
+    async def queued_execution(self) -> Places:
+        function = await self.function()
+        later = {"input": {}, "delay_seconds": 3600}
+        made = await self._post(self.owner, f"/functions/default/{function['name']}/execute/async", later)
+        return {"execution_id": made["execution_id"]}
+
+    async def role(self) -> Places:
+        """A role with its owner and a stranger in it; what it holds is switched off, so that it gives nothing."""
+        name = self.name()
+        await self._post(self.admin, "/api/v1/roles", {"name": name})
+        for member in (self.owner, self.stranger):
+            await self._post(self.admin, f"/api/v1/roles/{name}/members", {"user_id": str(member.id)})
+        off = {"permission_key": OFF, "permission_value": False}
+        await self._post(self.admin, f"/api/v1/roles/{name}/permissions", off)
+        return {"name": name, "user_id": str(self.stranger.id)}
+
+    async def profile(self) -> Places:
+        return {"user_id": str(self.owner.id)}
+
+    async def user(self) -> Places:
+        """Someone who may go; of a user's only himself."""
+        if self.owner is not self.admin:
+            return await self.profile()
+        made = await self._post(self.admin, "/api/v1/users", {"email": f"{self.name()}@example.com"})
+        return {"user_id": made["id"]}
+
+    async def key(self) -> Places:
+        made = await self._post(self.owner, "/api/v1/api-keys", {"name": self.name()})
+        return {"key_id": made["id"]}
+
+    async def session(self) -> Places:
+        plain = uuid4().hex
+        async with self.runtime.database.unit() as db:
+            hashed = hash_token(self.runtime.settings.signing_key, plain)
+            until = now().replace(year=now().year + 1)
+            new = insert(RefreshTokenRow).values(user_id=self.owner.id, token_hash=hashed, expires_at=until)
+            row = await db.execute(new.returning(RefreshTokenRow.id))
+        session_id = str(row.scalar_one())
+        return {"refresh_token": plain, "session_id": session_id, "user_id": str(self.owner.id)}
+
+    async def deleted(self, make: Callable[[], Awaitable[Places]], collection: str) -> Places:
+        places = await make()
+        where = "/".join(places[key] for key in ("namespace", "name") if key in places)
+        gone = await self.admin.http.delete(f"/api/v1/{collection}/{where}")
+        assert gone.status_code == 204, gone.text
+        return places
+
+    async def nothing(self) -> Places:
+        return {}
+
+
+OFF = "sinas.agents.read:own"
+
+MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
+    ("/functions/.*/undelete$", lambda make: make.deleted(make.function, "functions")),
+    ("/agents/.*/undelete$", lambda make: make.deleted(make.agent, "agents")),
+    ("/llm-providers/.*/undelete$", lambda make: make.deleted(make.provider, "llm-providers")),
+    ("/functions/{", Objects.function),
+    ("/agents/{", Objects.agent),
+    ("/agents/default$", Objects.default_agent),
+    ("/llm-providers/{", Objects.provider),
+    ("/approve-tool/", Objects.waiting_chat),
+    ("/chats/{", Objects.chat),
+    ("/executions/.*/cancel$", Objects.queued_execution),
+    ("/(executions|jobs)/{", Objects.execution),
+    ("/roles/{", Objects.role),
+    ("/auth/sessions/{", Objects.session),
+    ("^DELETE .*/users/{user_id}/sessions/{", Objects.session),
+    ("^(DELETE|PUT) .*/users/{", Objects.user),
+    ("/users/{", Objects.profile),
+    ("/api-keys/{", Objects.key),
+    ("/auth/(refresh|logout)$", Objects.session),
+    ("", Objects.nothing),
+)
+"""What the path of a route needs: the first that matches."""
+
+
+async def make_places(make: Objects, route: str) -> Places:
+    """The values of a route's (`METHOD /path`) parameters, for objects made just now."""
+    maker = next(maker for pattern, maker in MAKERS if re.search(pattern, route))
+    places = await maker(make)
+    missing = set(re.findall(r"{(\w+)}", route)) - set(places)
+    assert not missing, f"tests/security/objects.py does not say what to put for {missing} of {route}"
+    return places
+
+
+def body_of(operation: str, make: Objects, places: Mapping[str, str]) -> Json | None:
+    """A body that the route accepts; None for a route without one."""
+    found = BODIES.get(operation)
+    return None if found is None else found(make, places)
+
+
+Body = Callable[[Objects, Mapping[str, str]], Json]
+BODIES: dict[str, Body] = {
+    "auth_login": lambda make, at: {"email": f"{make.name()}@example.com"},
+    "auth_verify_otp": lambda make, at: {"session_id": str(uuid4()), "otp_code": "000000"},
+    "auth_refresh": lambda make, at: {"refresh_token": at["refresh_token"]},
+    "auth_logout": lambda make, at: {"refresh_token": at["refresh_token"]},
+    "auth_change_password": lambda make, at: {"old_password": PASSWORD, "new_password": PASSWORD},
+    "auth_forgot_password": lambda make, at: {"email": f"{make.name()}@example.com"},
+    "auth_reset_password": lambda make, at: {
+        "session_id": str(uuid4()),
+        "otp_code": "000000",
+        "new_password": PASSWORD,
+    },
+    "users_set_password": lambda make, at: {"new_password": PASSWORD},
+    "auth_external_auth": lambda make, at: {"token": "x.y.z"},
+    "auth_finish": lambda make, at: {"code": "x", "state": "x"},
+    "auth_check_permissions": lambda make, at: {"permissions": ["sinas.agents.read:own"]},
+    "access_explain_permission": lambda make, at: {"permission": "sinas.agents.read:own"},
+    "functions_execute": lambda make, at: {"input": {}},
+    "functions_execute_async": lambda make, at: {"input": {}, "delay_seconds": 3600},
+    "executions_resume": lambda make, at: {"input": "yes"},
+    "chats_create": lambda make, at: {},
+    "chats_update": lambda make, at: {"title": "other"},
+    "chats_send": lambda make, at: {"content": "hello"},
+    "chats_stream": lambda make, at: {"content": "hello"},
+    "chats_approve": lambda make, at: {"approved": False},
+    "invoke_agent": lambda make, at: {"message": "hello"},
+    "api_keys_create": lambda make, at: {"name": "k"},
+    "roles_create": lambda make, at: {"name": make.name()},
+    "roles_change": lambda make, at: {"description": "other"},
+    "roles_add_member": lambda make, at: {"user_id": str(make.stranger.id)},
+    "roles_set_permission": lambda make, at: {"permission_key": OFF, "permission_value": False},
+    "users_create": lambda make, at: {"email": f"{make.name()}@example.com"},
+    "users_change": lambda make, at: {"custom_fields": {"color": "red"}},
+    "functions_create": lambda make, at: {"name": make.name(), "code": CODE},
+    "functions_update_put": lambda make, at: {"description": make.name()},
+    "functions_update_patch": lambda make, at: {"description": make.name()},
+    "agents_create": lambda make, at: {"name": make.name()},
+    "agents_update_put": lambda make, at: {"description": make.name()},
+    "agents_update_patch": lambda make, at: {"description": make.name()},
+    "llm_providers_create": lambda make, at: {"name": make.name(), "provider_type": "scripted"},
+    "llm_providers_update_put": lambda make, at: {"default_model": make.name()},
+    "llm_providers_update_patch": lambda make, at: {"default_model": make.name()},
+    "config_validate": lambda make, at: {"config": DOCUMENT},
+    "config_apply_config": lambda make, at: {"config": DOCUMENT},
+}
+"""Operation → a valid body."""
+
+PASSWORD = "correct horse battery staple"
+DOCUMENT = "apiVersion: sinas.co/v1\nkind: SinasConfig\nmetadata: {name: fuzzed}\nspec: {}\n"
+
+QUERIES: Mapping[str, Mapping[str, str]] = {
+    "roles_remove_permission": {"permission_key": OFF},
+    "access_list_objects": {"kind": "agent", "action": "chat"},
+}
+"""Operation → the query it cannot do without."""
