@@ -1,6 +1,6 @@
 """Run a Python file as a user without any rights; a caller that is not root is such a user already.
 
-The interpreter may live where only root can go (its home directory); in a private mount namespace its path is then opened.
+The interpreter may live where only root can go; in a private mount namespace its path is then opened.
 Usage: python ordinary_user.py HOME FILE [ARGUMENT ...]; HOME is a directory made for that user. With the variable
 WITHOUT_NAMESPACES the kernel refuses new namespaces, as in a container with the usual system call filter.
 """
