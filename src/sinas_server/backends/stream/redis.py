@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TypedDict
 
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -12,7 +14,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sinas_server.backends.stream import Position, StreamEvent, StreamLostError, StreamUnavailableError
 from sinas_server.kit.cancel import stop_if_canceled
 
-TOPICS = "sinas:signals"
+ALWAYS = "sinas:signals"
+"""Received by every process, so that there is always a subscription."""
+JOIN_SECONDS = 1.0
 MARK = Position(0, 1)
 """The first entry of every stream: tells a stream that is complete from one that Redis lost and a writer resumed."""
 
@@ -31,17 +35,30 @@ class _Listener:
         return True
 
 
+class _Message(TypedDict):
+    type: str
+    channel: bytes
+    data: bytes
+
+
 class RedisSignals:
-    """`Signals`: `run()` must be running in the process for its listeners to be woken."""
+    """`Signals`: `run()` must be running in the process for its listeners to be woken.
+
+    A topic `execution:...` is published on the channel of all executions, and a process receives those channels that
+    it has listened to once: each message wakes a process, and most processes care for few sorts of topics.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._listeners: dict[str, set[_Listener]] = {}
+        self._channels: dict[str, asyncio.Event] = {ALWAYS: asyncio.Event()}
+        """Those to receive, and whether Redis has confirmed."""
+        self._pubsub: PubSub | None = None
 
     async def signal(self, topic: str) -> None:
         """Publish the topic's name; processes without a listener ignore it."""
         with suppress(RedisError, OSError):
-            await self._redis.publish(TOPICS, topic)
+            await self._redis.publish(_channel(topic), topic)
 
     @asynccontextmanager
     async def listen(self, topic: str) -> AsyncIterator[_Listener]:
@@ -49,6 +66,7 @@ class RedisSignals:
         listener = _Listener()
         self._listeners.setdefault(topic, set()).add(listener)
         try:
+            await self._join(_channel(topic))
             yield listener
         finally:
             listeners = self._listeners[topic]
@@ -56,24 +74,57 @@ class RedisSignals:
             if not listeners:
                 del self._listeners[topic]
 
+    async def _join(self, channel: str) -> None:
+        confirmed = self._channels.get(channel)
+        if confirmed is None:
+            confirmed = self._channels[channel] = asyncio.Event()
+            if self._pubsub is not None:
+                with suppress(RedisError, OSError):  # `run` notices as well, and joins all again
+                    await self._pubsub.subscribe(channel)
+        if self._pubsub is not None and not confirmed.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(JOIN_SECONDS):
+                    await confirmed.wait()
+
     async def run(self) -> None:
         """Receive signals until canceled; reconnects for ever, waking everybody after a gap."""
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(TOPICS)
-                    stop_if_canceled()
+                async with self._redis.pubsub() as pubsub:
+                    await self._join_all(pubsub)
                     self._wake_all()
                     async for message in pubsub.listen():
-                        for listener in self._listeners.get(message["data"].decode(), ()):
-                            listener.event.set()
+                        self._receive(message)
             except (RedisError, OSError):
                 await asyncio.sleep(0.2)
+            finally:
+                self._pubsub = None
+
+    async def _join_all(self, pubsub: PubSub) -> None:
+        for confirmed in self._channels.values():
+            confirmed.clear()
+        asked: set[str] = set()
+        while missing := self._channels.keys() - asked:
+            await pubsub.subscribe(*missing)
+            stop_if_canceled()
+            asked |= missing
+        self._pubsub = pubsub
+
+    def _receive(self, message: _Message) -> None:
+        if message["type"] == "subscribe":
+            self._channels[message["channel"].decode()].set()
+        elif message["type"] == "message":
+            for listener in self._listeners.get(message["data"].decode(), ()):
+                listener.event.set()
 
     def _wake_all(self) -> None:
         for listeners in self._listeners.values():
             for listener in listeners:
                 listener.event.set()
+
+
+def _channel(topic: str) -> str:
+    return f"{ALWAYS}:{topic.partition(':')[0]}"
 
 
 @contextmanager
