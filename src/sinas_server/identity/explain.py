@@ -65,7 +65,7 @@ class ExplainResponse(BaseModel):
     user_id: UUID = Field(description="Whose decision it is.")
     user_email: str = Field(description="The user's e-mail address.")
     allowed: bool = Field(description="Whether the permission is held.")
-    decided_by: Decider = Field(description="What settled it.")
+    decided_by: Decider = Field(description="The role and grant, or the ceiling, behind the answer.")
     grants: list[RoleGrant] = Field(description="Every grant of the user's roles that covers the permission.")
     missing: list[Missing] = Field(description="All that would have to be granted; empty if nothing would help.")
 
