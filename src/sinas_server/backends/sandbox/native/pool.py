@@ -13,6 +13,7 @@ from sinas_server.backends.sandbox.native.zygote import Child, SpawnError, Zygot
 PARALLEL_SPAWNS = 3
 FIRST_RETRY, LAST_RETRY = 0.05, 5.0
 CLOSE_ATTEMPTS = 20
+FILL_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Pool:
         self._problem = ""
         self._closed = False
         self._wake = asyncio.Event()
+        self._filling: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -168,10 +170,10 @@ class Pool:
     def _wanted_idle(self) -> int:
         return max(self._size.min_idle, self._size.min_size - self._in_use)
 
-    def _wanted(self) -> int:
-        """How many more sandboxes to start now."""
+    def _wanted(self, idle: int) -> int:
+        """How many more sandboxes to start now for so many idle ones."""
         size = self._size
-        missing = len(self._waiting) + self._wanted_idle() - len(self._idle) - self._starting
+        missing = len(self._waiting) + idle - len(self._idle) - self._starting
         return max(0, min(missing, size.max_size - self._alive(), PARALLEL_SPAWNS - self._starting))
 
     async def _keep_full(self) -> None:
@@ -187,10 +189,21 @@ class Pool:
                     await asyncio.sleep(retry)
                     retry = min(2 * retry, LAST_RETRY)
                 continue
-            for _ in range(self._wanted()):
-                self._starting += 1
-                self._spawn_task(self._add())
+            self._start_for(self._size.min_idle)
+            if self._filling is None and self._wanted(self._wanted_idle()):
+                # Not in the moment in which the execution that has just ended is being answered.
+                self._filling = asyncio.get_running_loop().call_later(FILL_SECONDS, self._fill)
             await self._wake.wait()
+
+    def _fill(self) -> None:
+        self._filling = None
+        if not self._closed and self.zygote.alive:
+            self._start_for(self._wanted_idle())
+
+    def _start_for(self, idle: int) -> None:
+        for _ in range(self._wanted(idle)):
+            self._starting += 1
+            self._spawn_task(self._add())
 
     async def _renew(self) -> None:
         await self.zygote.close()
