@@ -196,7 +196,7 @@ class Worker(Generic[R]):
                 self._nested.add(row_id)
             self.running[row_id] = asyncio.create_task(self._run_one(row_id, claim))
         self._note_free()
-        return len(claims) == most
+        return len(claims) == most and self._free() > 0  # nested rows came first, so without slots none is left
 
     async def _claim(self, most: int) -> list[Claim[R]]:
         parameters = {
