@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
 from sinas_server.functions.kind import FunctionSpec
-from sinas_server.functions.tables import ExecutionRow, Trigger
+from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import BadRequestError, InvalidError, Location, NotFoundError, UnavailableError
 from sinas_server.kernel.job import wake
@@ -29,6 +29,8 @@ MAX_DEPTH = 8
 """How many executions may wait for each other in a chain."""
 LOOK_SECONDS = 1.0
 """A lost signal delays an answer by at most this."""
+MAX_NOTE = 1 << 16
+"""Bytes of a result that travel with the signal that it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +86,50 @@ async def start_now(runtime: Runtime, caller: Caller, function: Resource[Functio
     return order.id
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where an execution stands: what the one who waits for it is told."""
+
+    id: UUID
+    status: Status
+    cause: Cause | None
+    error: str | None
+    output_data: JsonValue
+
+    @classmethod
+    def of(cls, row: ExecutionRow) -> "Standing":
+        """That of a row."""
+        return cls(row.id, Status(row.status), Cause(row.cause) if row.cause else None, row.error, row.output_data)
+
+    @classmethod
+    def noted(cls, execution_id: UUID, note: bytes) -> "Standing":
+        """What `note` says."""
+        told = orjson.loads(note)
+        cause = Cause(told["cause"]) if told["cause"] else None
+        return cls(execution_id, Status(told["status"]), cause, told["error"], told["output_data"])
+
+    def note(self) -> bytes:
+        """For `noted`, to go with the signal that it ended; empty where that would be large."""
+        told = {name: getattr(self, name) for name in ("status", "cause", "error", "output_data")}
+        note = orjson.dumps(told)
+        return note if len(note) <= MAX_NOTE else b""
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether waiting for more is no use: it has ended, or waits for input."""
+        return self.status not in (Status.PENDING, Status.RUNNING)
+
+
 async def call(
     runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order, timeout_seconds: float
-) -> ExecutionRow:
+) -> Standing:
     """Start an execution and `wait` for it."""
     async with runtime.signals.listen(topic(order.id)) as listener:
         execution_id = await start_now(runtime, caller, function, order)
-        if execution_id == order.id:  # what has just begun has not ended
-            await listener.wait(min(LOOK_SECONDS, timeout_seconds))
-    return await wait(runtime, execution_id, timeout_seconds)
+        # What has just begun has not ended: no look before the signal, and none after one that tells all.
+        if execution_id == order.id and await listener.wait(min(LOOK_SECONDS, timeout_seconds)) and listener.note:
+            return Standing.noted(execution_id, listener.note)
+    return Standing.of(await wait(runtime, execution_id, timeout_seconds))
 
 
 _COLUMNS = (

@@ -23,7 +23,7 @@ from sinas_server.backends.sandbox import (
     SandboxUnavailable,
     Task,
 )
-from sinas_server.functions.execute import QUEUE, topic
+from sinas_server.functions.execute import QUEUE, Standing, topic
 from sinas_server.functions.kind import FunctionSpec, legacy_entry_point
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
 from sinas_server.identity.execution_grants import closing_grants, mint_grant, opening_grants
@@ -267,6 +267,7 @@ async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
     failed = end.cause is not None
     again = failed and not end.final and row.failures < row.max_retries
     final = Status.FAILED if failed else Status.COMPLETED
+    standing = Standing(row.id, final, end.cause, end.error, end.output)
     parameters = {
         **_ours(row),
         "end_status": (Status.PENDING if again else final).value,
@@ -283,4 +284,4 @@ async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
         parameters["retry_seconds"] = runtime.settings.queue_retry_delay
     ended = await runtime.database.direct(_RETRY if again else _FINISH, parameters)
     if ended and not again:
-        await runtime.signals.signal(topic(row.id))
+        await runtime.signals.signal(topic(row.id), standing.note())

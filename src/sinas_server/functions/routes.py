@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from sinas_server.functions import execute
-from sinas_server.functions.execute import Order
+from sinas_server.functions.execute import Order, Standing
 from sinas_server.functions.kind import FUNCTION
 from sinas_server.functions.tables import Trigger
 from sinas_server.functions.views import (
@@ -47,10 +47,10 @@ async def _execute(
     """Answers 200 also when the function fails or times out: `status` says which."""
     order = Order(trigger=by, input=body.input, waits=True, timeout=body.timeout)
     function = await lookup.use(runtime.database, caller, FUNCTION, at, "execute")
-    row = await execute.call(runtime, caller, function, order, PATIENCE_SECONDS)
-    while not row.has_stopped and not await request.is_disconnected():  # it goes on without him who left
-        row = await execute.wait(runtime, row.id, PATIENCE_SECONDS)
-    return JsonAnswer(result_view(row))
+    now = await execute.call(runtime, caller, function, order, PATIENCE_SECONDS)
+    while not now.has_stopped and not await request.is_disconnected():  # it goes on without him who left
+        now = Standing.of(await execute.wait(runtime, now.id, PATIENCE_SECONDS))
+    return JsonAnswer(result_view(now))
 
 
 async def _execute_async(

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field, JsonValue
 
+from sinas_server.functions.execute import Standing
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
 
 JOB_STATES = {
@@ -163,7 +164,7 @@ def step_view(row: ExecutionRow) -> dict[str, object]:
     }
 
 
-def result_view(row: ExecutionRow) -> dict[str, object]:
+def result_view(row: Standing) -> dict[str, object]:
     """An execution as the answer to the one who waited for it."""
     if row.status == Status.COMPLETED:
         status = "success"

@@ -45,6 +45,17 @@ async def test_only_its_own_topic_wakes_a_listener(pair: Pair) -> None:
         assert not await two.wait(0.05)
 
 
+async def test_a_note_arrives_with_its_signal(pair: Pair) -> None:
+    sender, receiver = pair
+    async with receiver.listen("a:1") as listener:
+        await sender.signal("a:1", b'{"a note": "with blanks"}')
+        assert await listener.wait(10)
+        assert listener.note == b'{"a note": "with blanks"}'
+        await sender.signal("a:1")
+        assert await listener.wait(10)
+        assert listener.note == b""
+
+
 async def test_only_sorts_that_were_listened_to_are_received(pair: Pair, redis: Redis) -> None:
     _, receiver = pair
     async with receiver.listen("a:1"), receiver.listen("a:2"), receiver.listen("b:1"):

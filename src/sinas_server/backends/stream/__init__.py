@@ -9,16 +9,24 @@ from typing import Protocol
 class Listener(Protocol):
     """Waits for one topic."""
 
+    @property
+    def note(self) -> bytes:
+        """What came with the last signal; empty if nothing did."""
+        ...
+
     async def wait(self, timeout_seconds: float) -> bool:
         """True as soon as the topic was signaled since the last wait; False after the timeout."""
         ...
 
 
 class Signals(Protocol):
-    """Tells every process that something happened; carries no data, and may be lost (so listeners also look)."""
+    """Tells every process that something happened; may be lost, with its note (so listeners also look)."""
 
-    async def signal(self, topic: str) -> None:
-        """Wake every listener of `topic` in every process. Redis being away is no error."""
+    async def signal(self, topic: str, note: bytes = b"") -> None:
+        """Wake every listener of `topic` in every process. Redis being away is no error.
+
+        A `note` may save listeners a look: a copy of what is stored already.
+        """
         ...
 
     def listen(self, topic: str) -> AbstractAsyncContextManager[Listener]:

@@ -24,6 +24,7 @@ MARK = Position(0, 1)
 class _Listener:
     def __init__(self) -> None:
         self.event = asyncio.Event()
+        self.note = b""
 
     async def wait(self, timeout_seconds: float) -> bool:
         try:
@@ -55,10 +56,10 @@ class RedisSignals:
         """Those to receive, and whether Redis has confirmed."""
         self._pubsub: PubSub | None = None
 
-    async def signal(self, topic: str) -> None:
-        """Publish the topic's name; processes without a listener ignore it."""
+    async def signal(self, topic: str, note: bytes = b"") -> None:
+        """Publish the topic's name, a blank and the note; processes without a listener ignore it."""
         with suppress(RedisError, OSError):
-            await self._redis.publish(_channel(topic), topic)
+            await self._redis.publish(_channel(topic), b"%b %b" % (topic.encode(), note))
 
     @asynccontextmanager
     async def listen(self, topic: str) -> AsyncIterator[_Listener]:
@@ -114,7 +115,9 @@ class RedisSignals:
         if message["type"] == "subscribe":
             self._channels[message["channel"].decode()].set()
         elif message["type"] == "message":
-            for listener in self._listeners.get(message["data"].decode(), ()):
+            topic, _, note = message["data"].partition(b" ")
+            for listener in self._listeners.get(topic.decode(), ()):
+                listener.note = note
                 listener.event.set()
 
     def _wake_all(self) -> None:
