@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side of a ratio has its turn")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a turn under load")
-    parser.add_argument("--calls", type=int, default=40, help="calls of a turn at concurrency 1")
+    parser.add_argument("--calls", type=int, default=20, help="calls of a turn at concurrency 1")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is stopped
     with tempfile.TemporaryDirectory(prefix="sinas-bench-") as name:

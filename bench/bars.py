@@ -86,7 +86,7 @@ def measure_call(bench: Bench, call: bytes) -> Line:
     calls, bare = list[float](), list[float]()
     bench.client.ask(bench.stack.port, [call], SUCCESS, bench.calls)
     failed = 0
-    for _ in range(bench.rounds):
+    for _ in range(3 * bench.rounds):
         sample = bench.client.ask(bench.stack.port, [call], SUCCESS, bench.calls)
         failed += sample.failed
         calls += sample.ended
