@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from scripts.lint.source import Problem, Source
 
-SETTINGS = "src/sinas_server/settings.py"
+SETTINGS = "src/sinas_server/settings/"
 RECEIVER = "settings"
 
 
@@ -19,7 +19,7 @@ def _read_outside(sources: Sequence[Source]) -> set[str]:
     return {
         node.attr
         for source in sources
-        if source.is_python and source.path.parts[0] == "src" and str(source.path) != SETTINGS
+        if source.is_python and source.path.parts[0] == "src" and not str(source.path).startswith(SETTINGS)
         for node in ast.walk(source.tree)
         if isinstance(node, ast.Attribute) and _receiver(node.value).endswith(RECEIVER)
     }
@@ -38,14 +38,17 @@ def unread_settings(sources: Sequence[Source]) -> Iterator[Problem]:
 
     The receiver's name must end in `settings`, so that `url.port` does not count as reading `port`.
     """
-    module = next(source for source in sources if str(source.path) == SETTINGS)
-    [declared] = [n for n in module.tree.body if isinstance(n, ast.ClassDef) and n.name == "Settings"]
-    methods = {n.name: _read_by(n) for n in declared.body if isinstance(n, ast.FunctionDef)}
+    modules = [source for source in sources if source.is_python and str(source.path).startswith(SETTINGS)]
+    classes = [
+        (m, n) for m in modules for n in m.tree.body if isinstance(n, ast.ClassDef) and n.name.endswith("Settings")
+    ]
+    methods = {n.name: _read_by(n) for _, c in classes for n in c.body if isinstance(n, ast.FunctionDef)}
     used = _read_outside(sources)
     while derived := set().union(*(methods[name] for name in used & methods.keys())) - used:
         used |= derived
-    for node in declared.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id not in used:
-            yield module.problem(
-                node.lineno, f"no code reads `settings.{node.target.id}`: put it into effect or remove it"
-            )
+    for module, declared in classes:
+        for node in declared.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id not in used:
+                yield module.problem(
+                    node.lineno, f"no code reads `settings.{node.target.id}`: put it into effect or remove it"
+                )

@@ -162,7 +162,7 @@ class Settings(BaseSettings):
 
 def unread(*reading: str) -> Iterable[str]:
     sources = [
-        source(SETTINGS, DECLARED),
+        source(f"{SETTINGS}x.py", DECLARED),
         *(source(f"src/sinas_server/{n}.py", text) for n, text in enumerate(reading)),
     ]
     return [problem.message.split("`")[1] for problem in unread_settings(sources)]

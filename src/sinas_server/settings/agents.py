@@ -1,0 +1,32 @@
+"""Agents and their models."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import BaseSettings
+
+from sinas_server.kit.texts import http_url
+
+
+class AgentSettings(BaseSettings):
+    """How agents work and which models they find."""
+
+    # Agents
+    max_tool_iterations: int = Field(25, ge=1, description="Rounds of tool calls in one turn.")
+    max_history_messages: int = Field(100, ge=1, description="Messages of a chat given to the model.")
+    agent_job_timeout: float = Field(
+        600, gt=0, description="Longest work on one turn, in seconds, not counting the time it waits for others."
+    )
+    openai_api_key: SecretStr | None = Field(
+        None, description="OpenAI key; embedded, it makes OpenAI a provider if none is configured."
+    )
+    anthropic_api_key: SecretStr | None = Field(
+        None, description="Anthropic key; embedded, it makes Anthropic a provider if none is configured."
+    )
+    mistral_api_key: SecretStr | None = Field(
+        None, description="Mistral key; embedded, it makes Mistral a provider if none is configured."
+    )
+    ollama_host: Annotated[str, AfterValidator(http_url)] | None = Field(
+        None,
+        description="Address of Ollama. Unset: embedded, `http://127.0.0.1:11434` is used if it answers.",
+    )

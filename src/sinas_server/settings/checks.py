@@ -1,0 +1,47 @@
+"""What the values of settings must be like."""
+
+import base64
+import binascii
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, SecretStr
+from pydantic_settings import NoDecode
+
+from sinas_server.kit.texts import split_commas
+
+
+def check_fernet_keys(value: SecretStr) -> SecretStr:
+    """Keys as Fernet makes them, by commas. Raises `ValueError`."""
+    for key in value.get_secret_value().split(","):
+        try:
+            raw = base64.urlsafe_b64decode(key.strip())
+        except (binascii.Error, ValueError):
+            raw = b""
+        if len(raw) != 32:
+            raise ValueError("each key must be 32 bytes in URL-safe base64, as Fernet.generate_key() gives")
+    return value
+
+
+def check_postgres_url(value: SecretStr) -> SecretStr:
+    """The address of a PostgreSQL. Raises `ValueError`."""
+    from sqlalchemy.engine import make_url  # lazy: commands that only talk to a server need no SQLAlchemy
+    from sqlalchemy.exc import ArgumentError  # lazy: the same
+
+    try:
+        url = make_url(value.get_secret_value())
+    except ArgumentError:
+        raise ValueError("not a URL; expected postgresql://user:password@host:port/name") from None
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise ValueError("must start with postgresql://; PostgreSQL is the only database Sinas runs on")
+    return value
+
+
+def check_redis_url(value: SecretStr) -> SecretStr:
+    """The address of a Redis. Raises `ValueError`."""
+    if urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]

@@ -1,0 +1,48 @@
+"""Functions and their sandboxes."""
+
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings
+
+from sinas_server.settings.checks import Names
+
+
+class FunctionSettings(BaseSettings):
+    """What executions may use."""
+
+    # Functions
+    function_timeout: float = Field(
+        300, gt=0, description="Wall-clock limit of an execution, in seconds; a function may set its own."
+    )
+    max_function_memory: int = Field(512, ge=32, description="Memory limit of an execution, in MB.")
+    max_function_cpu: float = Field(1.0, gt=0, description="CPU limit of an execution, in cores.")
+    function_egress: Literal["public", "list", "none"] = Field(
+        "public",
+        description="What functions may reach: `public` addresses and `SINAS_ALLOWED_HOSTS`, only those on that "
+        "`list`, or `none`. This platform's own API is reachable in each case.",
+    )
+    sinas_allowed_hosts: Names = Field(
+        (),
+        description="Comma-separated host names, addresses or networks (`10.1.0.0/16`) that functions and fetches "
+        "steered by users may reach although they are not public. Cloud metadata addresses are never reachable.",
+    )
+    sandbox_min_size: int = Field(
+        4,
+        ge=1,
+        validation_alias=AliasChoices("SANDBOX_MIN_SIZE", "POOL_MIN_SIZE"),
+        description="Sandboxes made ready when a worker starts.",
+    )
+    sandbox_max_size: int = Field(
+        20,
+        ge=1,
+        validation_alias=AliasChoices("SANDBOX_MAX_SIZE", "POOL_MAX_SIZE"),
+        description="Most sandboxes of a worker, idle and running together.",
+    )
+    sandbox_min_idle: int = Field(
+        2,
+        ge=0,
+        validation_alias=AliasChoices("SANDBOX_MIN_IDLE", "POOL_MIN_IDLE"),
+        description="The pool is refilled when fewer idle sandboxes than this are left.",
+    )
+    pool_acquire_timeout: float = Field(30, gt=0, description="Longest wait for a free sandbox, in seconds.")
