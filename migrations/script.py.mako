@@ -1,9 +1,8 @@
 """${message}."""
 
-from alembic import op
 import sqlalchemy as sa
-${imports if imports else ""}
-
+from alembic import op
+${imports + "\n" if imports else ""}
 revision: str = "${up_revision}"
 down_revision: str | None = ${'"%s"' % down_revision if down_revision else None}
 

@@ -37,8 +37,11 @@ from sinas_server.kernel.runtime import Departure, Runtime, TaskHandler
 from sinas_server.kernel.tool import Toolset
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
 from sinas_server.providers.kind import PROVIDER
+from sinas_server.skills import routes as skills
+from sinas_server.skills.kind import SKILL
+from sinas_server.skills.tools import SkillTools
 
-KINDS: tuple[AnyKind, ...] = (PROVIDER, FUNCTION, AGENT)
+KINDS: tuple[AnyKind, ...] = (PROVIDER, SKILL, FUNCTION, AGENT)
 """In the order in which they are applied: what is referred to comes first."""
 
 RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS)
@@ -48,6 +51,7 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     *identity.RUNTIME_ROUTERS,
     *functions.RUNTIME_ROUTERS,
     *executions.RUNTIME_ROUTERS,
+    skills.runtime_router,
     agents.runtime_router,
     chats_router,
     invoke_router,
@@ -57,13 +61,14 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
 MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     *identity.MANAGEMENT_ROUTERS,
     *functions.MANAGEMENT_ROUTERS,
+    skills.management_router,
     agents.management_router,
     crud_router(PROVIDER),
     config.router,
 )
 """Mounted at `/api/v1`."""
 
-TOOLSETS: tuple[Toolset, ...] = (FunctionTools(),)
+TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools())
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail}
 JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
 """Worker role → the job it works on."""

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, select, update
 
+from sinas_server.chats.prepare import lender
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.functions.tools import FunctionTools
 from sinas_server.identity.resolve import Principal, act_for
@@ -32,18 +33,26 @@ SCHEMA: Json = {
 }
 
 
-def agent(
-    owner: UUID | None, *functions: str, parameters: Json | None = None, given: Json | None = None
-) -> AgentContext:
-    enabled = {"enabled_functions": list(functions), "function_parameters": parameters or {}}
-    return AgentContext(uuid4(), owner, enabled, given or {})
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """An agent of somebody, who may be gone."""
+
+    owner: UUID | None
+    context: AgentContext
+
+
+def agent(owner: UUID | None, *functions: str, parameters: Json | None = None, given: Json | None = None) -> Agent:
+    enabled: Json = {"enabled_functions": list(functions), "function_parameters": parameters or {}}
+    return Agent(owner, AgentContext(uuid4(), None, enabled, given or {}))
 
 
 def identity() -> CallIdentity:
     return CallIdentity(uuid4(), uuid4(), 1, 0, "call_0")
 
 
-async def tools(runtime: Runtime, person: Person, context: AgentContext) -> list[Tool]:
+async def tools(runtime: Runtime, person: Person, agent: Agent) -> list[Tool]:
+    owner = await lender(runtime, agent.owner)
+    context = dataclasses.replace(agent.context, owner=owner)
     return await FunctionTools().get_tools(runtime, await caller(runtime, person), context)
 
 

@@ -44,6 +44,11 @@ class Objects:
         await self._post(self.owner, "/api/v1/functions", body)
         return {"namespace": "default", "name": name, "version": "1"}
 
+    async def skill(self) -> Places:
+        name = self.name()
+        await self._post(self.owner, "/api/v1/skills", {"name": name, "description": "Helps.", "content": "Do."})
+        return {"namespace": "default", "name": name, "version": "1"}
+
     async def provider(self) -> Places:
         name = self.name()
         rules = [{"when": {"contains": "danger"}, "call": [{"tool": f"default/{name}"}]}]
@@ -136,9 +141,11 @@ OFF = "sinas.agents.read:own"
 
 MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/functions/.*/undelete$", lambda make: make.deleted(make.function, "functions")),
+    ("/skills/.*/undelete$", lambda make: make.deleted(make.skill, "skills")),
     ("/agents/.*/undelete$", lambda make: make.deleted(make.agent, "agents")),
     ("/llm-providers/.*/undelete$", lambda make: make.deleted(make.provider, "llm-providers")),
     ("/functions/{", Objects.function),
+    ("/skills/{", Objects.skill),
     ("/agents/{", Objects.agent),
     ("/agents/default$", Objects.default_agent),
     ("/llm-providers/{", Objects.provider),
@@ -210,6 +217,9 @@ BODIES: dict[str, Body] = {
     "functions_create": lambda make, at: {"name": make.name(), "code": CODE},
     "functions_update_put": lambda make, at: {"description": make.name()},
     "functions_update_patch": lambda make, at: {"description": make.name()},
+    "skills_create": lambda make, at: {"name": make.name(), "description": "Helps.", "content": "Do."},
+    "skills_update_put": lambda make, at: {"description": make.name()},
+    "skills_update_patch": lambda make, at: {"description": make.name()},
     "agents_create": lambda make, at: {"name": make.name()},
     "agents_update_put": lambda make, at: {"description": make.name()},
     "agents_update_patch": lambda make, at: {"description": make.name()},

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
+from uuid import UUID
 
 from pydantic import JsonValue
 
@@ -18,9 +19,10 @@ from sinas_server.kernel.access import Caller, Via
 from sinas_server.kernel.errors import ForbiddenError, NotFoundError, UnauthorizedError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
-from sinas_server.kernel.tool import Tool
+from sinas_server.kernel.tool import AgentContext, Tool
 from sinas_server.kernel.unit import Db
 from sinas_server.providers.resolve import resolve_now
+from sinas_server.skills.tools import preloaded
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     agent = allowed_agent(caller, talk.chat, talk.agent)
     found = await resolve_now(runtime.database, agent.spec.llm_provider_id, agent.spec.model)
     values = with_defaults(agent.spec.input_schema, talk.chat.input)
-    tools = await _tools(runtime, caller, agent, values)
-    prompt = Prompt(agent.spec, found.model, opening(agent.spec, values), tools)
+    context = agent_context(agent, await lender(runtime, agent.owner_id), values)
+    tools = await _tools(runtime, caller, context)
+    messages = opening(agent.spec, values, await preloaded(runtime, context))
+    prompt = Prompt(agent.spec, found.model, messages, tools)
     return Prepared(caller, found.config, prompt, frozenset(talk.chat.always_allowed))
 
 
@@ -69,10 +73,17 @@ def with_defaults(schema: Mapping[str, JsonValue], given: Mapping[str, JsonValue
     return {**defaults, **given}
 
 
-async def _tools(
-    runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], values: Mapping[str, JsonValue]
-) -> dict[str, Tool]:
-    context = agent_context(agent, values)
+async def lender(runtime: Runtime, owner_id: UUID | None) -> Caller | None:
+    """An agent's owner with his rights of the moment; None if he is gone or deactivated."""
+    if owner_id is None:
+        return None
+    try:
+        return await act_for(runtime, Principal(owner_id), "system")
+    except UnauthorizedError:
+        return None
+
+
+async def _tools(runtime: Runtime, caller: Caller, context: AgentContext) -> dict[str, Tool]:
     tools: dict[str, Tool] = {}
     for toolset in runtime.toolsets:
         for tool in await toolset.get_tools(runtime, caller, context):

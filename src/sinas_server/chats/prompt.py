@@ -15,9 +15,17 @@ from sinas_server.backends.llm import (
     ToolSpec,
     UserMessage,
 )
+from sinas_server.kernel.access import Caller
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import AgentContext, Tool
 from sinas_server.kit.jinja import TemplateRenderError, render
+
+_FOR_TOOLS = {name for name in AgentSpec.model_fields if name.startswith("enabled_")} | {
+    "function_parameters",
+    "query_parameters",
+    "status_templates",
+    "system_tools",
+}
 
 
 class PromptError(Exception):
@@ -45,14 +53,15 @@ class Prompt:
         )
 
 
-def opening(agent: AgentSpec, values: Mapping[str, JsonValue]) -> tuple[Message, ...]:
-    """The system message over the chat's input, and the example messages. Raises `PromptError`."""
+def opening(agent: AgentSpec, values: Mapping[str, JsonValue], preloaded: Sequence[str] = ()) -> tuple[Message, ...]:
+    """The system message over the chat's input, what is preloaded, and the example messages. Raises `PromptError`."""
     messages: list[Message] = []
-    if agent.system_prompt:
-        try:
-            messages.append(SystemMessage(render(agent.system_prompt, values)))
-        except TemplateRenderError as error:
-            raise PromptError(f"the agent's system prompt cannot be rendered: {error}") from error
+    try:
+        instructions = [render(agent.system_prompt, values)] if agent.system_prompt else []
+    except TemplateRenderError as error:
+        raise PromptError(f"the agent's system prompt cannot be rendered: {error}") from error
+    if instructions or preloaded:
+        messages.append(SystemMessage("\n\n".join([*instructions, *preloaded])))
     for example in agent.initial_messages or []:
         match example.role:
             case "system":
@@ -64,8 +73,6 @@ def opening(agent: AgentSpec, values: Mapping[str, JsonValue]) -> tuple[Message,
     return tuple(messages)
 
 
-def agent_context(agent: Resource[AgentSpec], values: Mapping[str, JsonValue]) -> AgentContext:
+def agent_context(agent: Resource[AgentSpec], owner: Caller | None, values: Mapping[str, JsonValue]) -> AgentContext:
     """What toolsets need to know of an agent."""
-    fields = (*(name for name in AgentSpec.model_fields if name.startswith("enabled_")), "function_parameters")
-    fields = (*fields, "query_parameters", "status_templates", "system_tools")
-    return AgentContext(agent.id, agent.owner_id, {name: getattr(agent.spec, name) for name in fields}, values)
+    return AgentContext(agent.id, owner, agent.spec.model_dump(mode="json", include=_FOR_TOOLS), values)

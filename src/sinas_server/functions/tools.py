@@ -6,28 +6,22 @@ from typing import cast
 import orjson
 import structlog
 from pydantic import JsonValue
-from sqlalchemy import select, tuple_
 
 from sinas_server.functions import execute
 from sinas_server.functions.execute import Order
 from sinas_server.functions.kind import FUNCTION, FunctionSpec
 from sinas_server.functions.parameters import fixed, shown_schema
 from sinas_server.functions.tables import ExecutionRow, Status, Trigger
-from sinas_server.identity.resolve import Principal, act_for
-from sinas_server.kernel import lookup, store
+from sinas_server.kernel import lookup
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
-from sinas_server.kernel.kind import reference
+from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError, UnavailableError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
-from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, tool_name
-from sinas_server.kernel.unit import Db
 from sinas_server.kit.jinja import TemplateRenderError
 
 log = structlog.get_logger()
 PATIENCE_SECONDS = 60.0
-Where = tuple[str, str]
 
 
 class FunctionTools:
@@ -38,23 +32,10 @@ class FunctionTools:
     async def get_tools(self, runtime: Runtime, caller: Caller, agent: AgentContext) -> list[Tool]:
         """The agent's functions that are active and that its owner may execute now.
 
-        The owner's right counts: who may chat with an agent may have it do what it was made for. Whose data it works
-        on stays the caller's affair: the function's token carries the caller's rights.
+        Whose data they work on stays the caller's affair: a function's token carries the caller's rights.
         """
-        wanted = [_where(text) for text in cast(Iterable[str], agent.enabled.get("enabled_functions") or ())]
-        if not wanted or agent.agent_owner is None:
-            return []
-        try:
-            owner = await act_for(runtime, Principal(agent.agent_owner), "system")
-        except UnauthorizedError:  # gone or deactivated
-            return []
-        async with runtime.database.unit() as db:
-            found = await _active(db, wanted)
-        usable = [
-            found[where]
-            for where in dict.fromkeys(wanted)
-            if where in found and owner.allows(FUNCTION.plural, "execute", found[where].owner_id, *where)
-        ]
+        wanted = cast(Iterable[str], agent.enabled.get("enabled_functions") or ())
+        usable = await lookup.lent(runtime.database, agent, FUNCTION, wanted, "execute")
         return [tool for function in usable if (tool := _tool(function, agent)) is not None]
 
     async def call_tool(
@@ -71,9 +52,9 @@ class FunctionTools:
             given = {**tool.defaults, **arguments, **tool.locked}
             order = Order(trigger=Trigger.AGENT, input=given, waits=True, call=identity, location=("arguments",))
             try:
-                function = await lookup.find(runtime.database, FUNCTION, *_where(tool.target))
+                function = await lookup.find(runtime.database, FUNCTION, *lookup.where(tool.target))
                 if function is None or not function.is_active:
-                    raise NotFoundError(f"{FUNCTION.called(*_where(tool.target))} does not exist any more")
+                    raise NotFoundError(f"{FUNCTION.called(*lookup.where(tool.target))} does not exist any more")
                 execution_id = await execute.start_now(runtime, caller, function, order)
             except (NotFoundError, InvalidError, BadRequestError) as error:
                 return ToolResult(f"Error: {error.detail}", is_error=True)
@@ -85,22 +66,6 @@ class FunctionTools:
             except UnavailableError:
                 log.warning("waiting for the database", execution=str(execution_id))
         return _told(row)
-
-
-def _where(text: str) -> Where:
-    ref = reference(FUNCTION.name, text, hard=False, field="")
-    return ref.namespace, ref.name
-
-
-async def _active(db: Db, wanted: Iterable[Where]) -> dict[Where, Resource[FunctionSpec]]:
-    """The active ones among these functions, by namespace and name."""
-    query = select(ResourceRow).where(
-        ResourceRow.kind == FUNCTION.name,
-        ResourceRow.deleted_at.is_(None),
-        ResourceRow.is_active,
-        tuple_(ResourceRow.namespace, ResourceRow.name).in_(list(wanted)),
-    )
-    return {(row.namespace, row.name): store.load(db, FUNCTION, row) for row in await db.scalars(query)}
 
 
 def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool | None:

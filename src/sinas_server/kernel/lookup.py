@@ -1,13 +1,16 @@
 """Resources at runtime doors: read by name in one cheap round trip, outside of any transaction."""
 
-from sqlalchemy import Text, bindparam, select
+from collections.abc import Iterable
+
+from sqlalchemy import ARRAY, Text, bindparam, func, select, tuple_
 
 from sinas_server.kernel import store
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import NotFoundError
-from sinas_server.kernel.kind import Kind, S
+from sinas_server.kernel.kind import Kind, S, reference
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kernel.tool import AgentContext
 from sinas_server.kernel.unit import Database
 
 _BY_NAME = select(*ResourceRow.__table__.columns).where(
@@ -16,6 +19,18 @@ _BY_NAME = select(*ResourceRow.__table__.columns).where(
     ResourceRow.namespace == bindparam("of_namespace", type_=Text),
     ResourceRow.name == bindparam("of_name", type_=Text),
     ResourceRow.deleted_at.is_(None),
+)
+_NAMED = (
+    func.unnest(bindparam("of_namespaces", type_=ARRAY(Text)), bindparam("of_names", type_=ARRAY(Text)))
+    .table_valued("namespace", "name")
+    .render_derived()
+)
+_ACTIVE = select(*ResourceRow.__table__.columns).where(
+    ResourceRow.kind == bindparam("of_kind", type_=Text),
+    ResourceRow.scope == "",
+    tuple_(ResourceRow.namespace, ResourceRow.name).in_(select(_NAMED.c.namespace, _NAMED.c.name)),
+    ResourceRow.deleted_at.is_(None),
+    ResourceRow.is_active,
 )
 
 
@@ -35,3 +50,34 @@ async def use(database: Database, caller: Caller, kind: Kind[S], at: tuple[str, 
     if not resource.is_active:
         raise NotFoundError(f"{kind.called(*at)} is not active")
     return resource
+
+
+def where(text: str) -> tuple[str, str]:
+    """The namespace and name that a reference like `namespace/name` means."""
+    ref = reference("", text, hard=False, field="")
+    return ref.namespace, ref.name
+
+
+async def lent(
+    database: Database, agent: AgentContext, kind: Kind[S], wanted: Iterable[str], action: str
+) -> list[Resource[S]]:
+    """Of what an agent enables (`namespace/name`), in that order: what is active and its owner may use now.
+
+    The owner's right counts: who may chat with an agent may have it do what it was made for.
+    """
+    places = list(dict.fromkeys(map(where, wanted)))
+    owner = agent.owner
+    if not places or owner is None:
+        return []
+    parameters = {
+        "of_kind": kind.name,
+        "of_namespaces": [namespace for namespace, _ in places],
+        "of_names": [name for _, name in places],
+    }
+    rows = [ResourceRow(**row._asdict()) for row in await database.lookup(_ACTIVE, parameters)]
+    found = {(row.namespace, row.name): row for row in rows}
+    return [
+        store.load(database, kind, found[at])
+        for at in places
+        if at in found and owner.allows(kind.plural, action, found[at].owner_id, *kind.where(*at))
+    ]

@@ -283,8 +283,12 @@ def runtime_list_router(kind: Kind[S]) -> APIRouter:
     router = new_router("", kind.route)
     Read: Any = Models(kind).read
 
-    async def list_usable(db: CurrentDb, caller: CurrentCaller) -> Response:
-        only = Filter(action=kind.discover or "read", active_only=True)
+    async def list_usable(
+        db: CurrentDb,
+        caller: CurrentCaller,
+        namespace: Annotated[str | None, Query(description="Only those of this namespace.")] = None,
+    ) -> Response:
+        only = Filter(namespace=namespace, action=kind.discover or "read", active_only=True)
         return JsonAnswer([view(kind, found) for found in await store.find(db, caller, kind, only)])
 
     summary = f"List the {kind.plural.replace('_', ' ')} you may use"

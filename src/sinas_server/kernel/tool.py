@@ -69,8 +69,9 @@ class AgentContext:
     """Whose agent it is and what it was given; what a toolset needs to list its tools."""
 
     agent_id: UUID
-    agent_owner: UUID | None
-    enabled: Mapping[str, object]
+    owner: Caller | None
+    """The agent's owner with his rights of the moment, which the agent lends; None if he is gone."""
+    enabled: Mapping[str, JsonValue]
     """The agent's `enabled_*` fields and parameters, by field name."""
     input: Mapping[str, JsonValue]
 

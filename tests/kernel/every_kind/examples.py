@@ -10,6 +10,7 @@ from sinas_server.agents.kind import AGENT
 from sinas_server.functions.kind import FUNCTION
 from sinas_server.kernel.kind import AnyKind
 from sinas_server.providers.kind import PROVIDER
+from sinas_server.skills.kind import SKILL
 
 Json = dict[str, Any]
 SECRET = "sk-very-secret-4711"
@@ -78,6 +79,12 @@ EXAMPLES = (
         invalid={"code": "def (:", "timeout": 0, "input_schema": {"type": 7}, "requires_approval": "perhaps"},
         schemas=("input_schema", "output_schema"),
         free_form="input_schema",
+    ),
+    Example(
+        kind=SKILL,
+        spec={"description": "How to write.", "content": "# Tone\n\nBe brief."},
+        change={"content": "Be clear."},
+        invalid={"description": "", "content": ""},
     ),
     Example(
         kind=AGENT,
