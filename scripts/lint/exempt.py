@@ -36,7 +36,7 @@ EDGES = (
     Exempt("src/sinas_server/kernel/job.py", "the job runner"),
     Exempt("src/sinas_server/kernel/loop.py", "the loop runner"),
     Exempt("src/sinas_server/backends/embedded/role.py", "the last frame of a role's process"),
-    Exempt("src/sinas_server/backends/sandbox/native/guest/", "runs code of users and packages, which raises anything"),
+    Exempt("src/sinas_server/backends/sandbox/guest/", "runs code of users and packages, which raises anything"),
 )
 """May catch everything."""
 

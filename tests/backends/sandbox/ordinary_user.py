@@ -10,8 +10,8 @@ import stat
 import sys
 from pathlib import Path
 
-from sinas_server.backends.sandbox.native.guest import seccomp
-from sinas_server.backends.sandbox.native.guest import syscalls as sc
+from sinas_server.backends.sandbox.guest import seccomp
+from sinas_server.backends.sandbox.guest import syscalls as sc
 
 UID = 54_321
 

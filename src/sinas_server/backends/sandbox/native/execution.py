@@ -1,104 +1,63 @@
 """One execution on the host's side: send the request, collect what comes, enforce the time limit, end it."""
 
 import asyncio
-import codecs
 import contextlib
-import json
-import math
 import os
 from collections.abc import Callable
-from typing import Literal
 
 from sinas_server.backends.sandbox import OnOutput, Task
-from sinas_server.backends.sandbox.native.guest import frames
-from sinas_server.backends.sandbox.native.outcome import Evidence
+from sinas_server.backends.sandbox.execution import REPLY_EXTRA, Output, request
+from sinas_server.backends.sandbox.guest import frames
 from sinas_server.backends.sandbox.native.zygote import Child
+from sinas_server.backends.sandbox.outcome import Evidence
 
 CHUNK = 1 << 18
-REPLY_EXTRA = 1 << 20
-"""Bytes a reply may have beyond the result: the error and the traceback."""
 EXIT_SECONDS = 5.0
 
 
 class Stream:
-    """stdout or stderr of an execution: decoded, passed on live, kept up to a limit."""
+    """A pipe of an execution, read into what is kept of it."""
 
-    def __init__(self, fd: int, name: Literal["stdout", "stderr"], limit: int, on_output: OnOutput | None) -> None:
+    def __init__(self, fd: int, output: Output) -> None:
         self._fd = fd
-        self._name: Literal["stdout", "stderr"] = name
-        self._left = limit
-        self._limit = limit
-        self._on_output = on_output
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._parts: list[str] = []
+        self._output = output
         self._open = True
 
     def read(self) -> None:
-        """Take what is there now; beyond the limit it is thrown away, so that the writer never stalls."""
+        """Take what is there now."""
         while self._open:
             try:
                 data = os.read(self._fd, CHUNK)
             except BlockingIOError:
                 return
-            if not data:
+            if data:
+                self._output.feed(data)
+            else:
                 self._open = False
                 asyncio.get_running_loop().remove_reader(self._fd)
-            elif self._left >= 0:
-                self._keep(data)
             if len(data) < CHUNK:
                 return
-
-    def _keep(self, data: bytes) -> None:
-        text = self._decoder.decode(data[: self._left])
-        self._left -= len(data)
-        if self._left < 0:
-            text += f"\n[output truncated at {self._limit} bytes]\n"
-        self._emit(text)
-
-    def _emit(self, text: str) -> None:
-        text = text.replace("\x00", "\ufffd")  # cannot be stored as text
-        if text:
-            self._parts.append(text)
-            if self._on_output is not None:
-                self._on_output(self._name, text)
 
     def finish(self) -> str:
         """Read what is left and give all of it."""
         self.read()
         asyncio.get_running_loop().remove_reader(self._fd)
-        if self._left >= 0:
-            self._emit(self._decoder.decode(b"", final=True))
-        return "".join(self._parts)
+        return self._output.finish()
 
 
 class Execution:
     """Runs one task in one child; the child is killed afterwards."""
 
-    def __init__(self, child: Child, task: Task, env: dict[str, str], on_output: OnOutput | None) -> None:
+    def __init__(self, child: Child, task: Task, on_output: OnOutput | None) -> None:
         self._child = child
         self._task = task
-        self._env = env
         self._streams = (
-            Stream(child.stdout, "stdout", task.limits.log_bytes, on_output),
-            Stream(child.stderr, "stderr", task.limits.log_bytes, on_output),
+            Stream(child.stdout, Output("stdout", task.limits.log_bytes, on_output)),
+            Stream(child.stderr, Output("stderr", task.limits.log_bytes, on_output)),
         )
         self._received = bytearray()
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.seen = Evidence()
-
-    def _request(self) -> bytes:
-        task = self._task
-        request = {
-            "code": task.code,
-            "filename": task.filename,
-            "entry_points": task.entry_points,
-            "input": task.input,
-            "context": dict(task.context),
-            "env": self._env | dict(task.env),
-            "cpu_seconds": math.ceil(task.limits.wall_seconds * max(1.0, task.limits.cpus)) + 1,
-            "result_bytes": task.limits.result_bytes,
-        }
-        return frames.pack(json.dumps(request).encode())
 
     async def run(self) -> Evidence:
         """Everything seen until the end; the child is dead or dying then."""
@@ -115,7 +74,7 @@ class Execution:
         try:
             async with asyncio.timeout(self._task.limits.wall_seconds):
                 with contextlib.suppress(ConnectionError):  # it died: its exit says how
-                    await loop.sock_sendall(sock, self._request())
+                    await loop.sock_sendall(sock, request(self._task))
                 await self._done
         except TimeoutError:
             self.seen.timed_out = True

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sinas_server.backends.sandbox import SandboxUnavailable
+from sinas_server.backends.sandbox.config import SandboxConfig
+from sinas_server.backends.sandbox.guest.zygote import Config
 from sinas_server.backends.sandbox.native.cgroups import Groups, open_groups
-from sinas_server.backends.sandbox.native.config import SandboxConfig
-from sinas_server.backends.sandbox.native.guest.zygote import Config
 from sinas_server.backends.sandbox.native.interpreter import Interpreter, inspect
 from sinas_server.backends.sandbox.native.zygote import LeavesThreadsError, Zygote, start
 

@@ -4,17 +4,15 @@ import asyncio
 import shutil
 
 from sinas_server.backends.sandbox import OnOutput, Outcome, SandboxUnavailable, Stats, Task
+from sinas_server.backends.sandbox.config import SandboxConfig
+from sinas_server.backends.sandbox.egress import EgressProxy, make_policy
 from sinas_server.backends.sandbox.native.cgroups import Groups
-from sinas_server.backends.sandbox.native.config import GUEST_PLATFORM_HOST, GUEST_PLATFORM_PORT, SandboxConfig
-from sinas_server.backends.sandbox.native.egress import EgressProxy, make_policy
 from sinas_server.backends.sandbox.native.execution import Execution
 from sinas_server.backends.sandbox.native.levels import Ground, Level, start_zygote, survey
-from sinas_server.backends.sandbox.native.outcome import Evidence, conclude
 from sinas_server.backends.sandbox.native.pool import Member, Pool, PoolSize
 from sinas_server.backends.sandbox.native.watchdog import Watchdog
 from sinas_server.backends.sandbox.native.zygote import Zygote
-
-PLATFORM_ENV = {"SINAS_URL": f"http://{GUEST_PLATFORM_HOST}:{GUEST_PLATFORM_PORT}"}
+from sinas_server.backends.sandbox.outcome import Evidence, conclude
 
 
 class NativeSandbox:
@@ -80,7 +78,7 @@ class NativeSandbox:
 
     async def _execute(self, member: Member, task: Task, on_output: OnOutput | None) -> Evidence:
         child = member.child
-        execution = Execution(child, task, PLATFORM_ENV, on_output)
+        execution = Execution(child, task, on_output)
         proxy = EgressProxy(child.listener, self._policy, task.egress) if child.listener is not None else None
         watched = self._watchdog.watch(execution, child.pid, task.limits) if member.slot is None else None
         try:

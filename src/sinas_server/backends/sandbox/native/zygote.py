@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from sinas_server.backends.sandbox import Limits, SandboxUnavailable
-from sinas_server.backends.sandbox.native import guest
-from sinas_server.backends.sandbox.native.guest import frames
-from sinas_server.backends.sandbox.native.guest.zygote import MAX_MESSAGE, Config
+from sinas_server.backends.sandbox import Limits, SandboxUnavailable, guest
+from sinas_server.backends.sandbox.guest import frames
+from sinas_server.backends.sandbox.guest.zygote import MAX_MESSAGE, Config
+from sinas_server.backends.sandbox.outcome import Exit
 
 START_SECONDS = 60.0
 SPAWN_SECONDS = 20.0
@@ -31,16 +31,6 @@ class SpawnError(Exception):
 
 class ZygoteGoneError(SpawnError):
     """The zygote died; a new one must be started."""
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How an execution's process ended."""
-
-    signal: int | None
-    code: int | None
-    restarted: bool = False
-    """The whole zygote ended, not this execution by itself."""
 
 
 class _Message(TypedDict, total=False):

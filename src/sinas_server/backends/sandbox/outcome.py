@@ -6,12 +6,21 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from sinas_server.backends.sandbox import Ending, Limits, Outcome, Task
-from sinas_server.backends.sandbox.native.zygote import Exit
 from sinas_server.kit.json import BadJsonError, parse
 
 MAX_ERROR = 4_000
 MAX_TRACEBACK = 70_000
 _STATUS = {"ok": Ending.OK, "error": Ending.ERROR, "memory": Ending.MEMORY, "too_large": Ending.OUTPUT_TOO_LARGE}
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How an execution's process ended."""
+
+    signal: int | None
+    code: int | None
+    restarted: bool = False
+    """What made the sandbox ended, not this execution by itself."""
 
 
 @dataclass
