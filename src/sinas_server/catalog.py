@@ -37,11 +37,14 @@ from sinas_server.kernel.runtime import Departure, Runtime, TaskHandler
 from sinas_server.kernel.tool import Toolset
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
 from sinas_server.providers.kind import PROVIDER
+from sinas_server.secrets import routes as secrets
+from sinas_server.secrets.departure import forget_secrets
+from sinas_server.secrets.kind import SECRET
 from sinas_server.skills import routes as skills
 from sinas_server.skills.kind import SKILL
 from sinas_server.skills.tools import SkillTools
 
-KINDS: tuple[AnyKind, ...] = (PROVIDER, SKILL, FUNCTION, AGENT)
+KINDS: tuple[AnyKind, ...] = (PROVIDER, SECRET, SKILL, FUNCTION, AGENT)
 """In the order in which they are applied: what is referred to comes first."""
 
 RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS)
@@ -64,6 +67,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     skills.management_router,
     agents.management_router,
     crud_router(PROVIDER),
+    secrets.router,
     config.router,
 )
 """Mounted at `/api/v1`."""
@@ -73,7 +77,7 @@ TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail}
 JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
 """Worker role → the job it works on."""
 
-DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions)
+DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions, forget_secrets)
 """What happens to a user's data when he is deleted."""
 
 LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP)

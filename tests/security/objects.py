@@ -92,6 +92,14 @@ class Objects:
         made = await self._post(self.owner, f"/functions/default/{function['name']}/execute/async", later)
         return {"execution_id": made["execution_id"]}
 
+    async def secret(self) -> Places:
+        """A private secret of an ordinary user; of an administrator also the shared one of that name."""
+        name = self.name()
+        for visibility in ("private", "shared") if self.owner is self.admin else ("private",):
+            body = {"name": name, "value": "x", "visibility": visibility}
+            await self._post(self.owner, "/api/v1/secrets", body)
+        return {"name": name}
+
     async def role(self) -> Places:
         """A role with its owner and a stranger in it; what it holds is switched off, so that it gives nothing."""
         name = self.name()
@@ -153,6 +161,7 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/chats/{", Objects.chat),
     ("/executions/.*/cancel$", Objects.queued_execution),
     ("/(executions|jobs)/{", Objects.execution),
+    ("/secrets/{", Objects.secret),
     ("/roles/{", Objects.role),
     ("/auth/sessions/{", Objects.session),
     ("^DELETE .*/users/{user_id}/sessions/{", Objects.session),
@@ -226,6 +235,8 @@ BODIES: dict[str, Body] = {
     "llm_providers_create": lambda make, at: {"name": make.name(), "provider_type": "scripted"},
     "llm_providers_update_put": lambda make, at: {"default_model": make.name()},
     "llm_providers_update_patch": lambda make, at: {"default_model": make.name()},
+    "secrets_create": lambda make, at: {"name": make.name(), "value": "x", "visibility": "private"},
+    "secrets_update": lambda make, at: {"value": make.name()},
     "config_validate": lambda make, at: {"config": DOCUMENT},
     "config_apply_config": lambda make, at: {"config": DOCUMENT},
 }

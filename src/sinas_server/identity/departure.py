@@ -23,14 +23,14 @@ async def delete_user(db: Db, runtime: Runtime, caller: Caller, user_id: UUID, h
     Raises `ConflictError` if he declared something and there is no heir, or if the heir has one of that name, and
     `ForbiddenError` for an heir with rights that the caller does not hold: what is declared acts with its owner's.
     """
+    for depart in runtime.departures:  # first: what they delete passes to nobody
+        await depart(db, runtime, user_id)
     if heir_id is None:
         await _refuse_if_owner(db, user_id)
         passed = 0
     else:
         await _check_heir(db, caller, user_id, heir_id)
         passed = await _pass_on(db, user_id, heir_id)
-    for depart in runtime.departures:
-        await depart(db, runtime, user_id)
     await db.execute(delete(UserRow).where(UserRow.id == user_id))
     return passed
 

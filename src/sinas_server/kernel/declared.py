@@ -142,7 +142,8 @@ async def write_entry(db: Db, kind: Kind[S], resource: Resource[S], *, placehold
     if placeholders:
         for own in sorted(resource.spec.secret_fields()):
             if getattr(resource.spec, own) is not None:
-                entry[to_camel(kind.yaml_renames.get(own, own))] = f"${{{_variable(resource.name, own)}}}"
+                variable = _variable(resource.name) if own == "value" else _variable(resource.name, own)
+                entry[to_camel(kind.yaml_renames.get(own, own))] = f"${{{variable}}}"
     if not resource.is_active:
         entry["isActive"] = False
     return entry
@@ -179,6 +180,8 @@ def escaped(value: Plain) -> Plain:
 
 
 def keeps_secrets(values: Values, old: Resource[S]) -> Values:
-    """The values with the stored secrets where the entry leaves them out."""
-    kept = store.plain(old.spec)
-    return {**{field: kept[field] for field in old.spec.secret_fields() if field in kept}, **values}
+    """The values with the stored secrets where the entry leaves them out, or has `null` for one that must be there."""
+    kept, fields = store.plain(old.spec), type(old.spec).model_fields
+    stored = {field: kept[field] for field in old.spec.secret_fields() if field in kept}
+    keep = {field for field in stored if fields[field].is_required() and values.get(field) is None}
+    return {**values, **{field: stored[field] for field in stored if field in keep or field not in values}}

@@ -203,7 +203,8 @@ async def find(db: Db, caller: Caller, kind: Kind[S], only: Filter = EVERYTHING)
     columns = COLUMNS if kind.namespaced else NAME_ONLY
     query = (
         select(ResourceRow)
-        .where(ResourceRow.kind == kind.name, caller.visible(kind.plural, only.action, columns))
+        .where(ResourceRow.kind == kind.name, ResourceRow.scope == _scope(kind, caller.id))
+        .where(caller.visible(kind.plural, only.action, columns))
         .where(ResourceRow.deleted_at.is_not(None) if only.deleted else ResourceRow.deleted_at.is_(None))
         .order_by(ResourceRow.namespace, ResourceRow.name, ResourceRow.id)
         .offset(only.skip)

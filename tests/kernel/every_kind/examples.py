@@ -10,6 +10,7 @@ from sinas_server.agents.kind import AGENT
 from sinas_server.functions.kind import FUNCTION
 from sinas_server.kernel.kind import AnyKind
 from sinas_server.providers.kind import PROVIDER
+from sinas_server.secrets.kind import SECRET as SECRET_KIND
 from sinas_server.skills.kind import SKILL
 
 Json = dict[str, Any]
@@ -107,3 +108,6 @@ EXAMPLES = (
 )
 
 BY_KIND = {example.kind.name: example for example in EXAMPLES}
+
+OWN_ROUTES = {SECRET_KIND.name: "tests/secrets"}
+"""Kinds whose routes are not those of `crud_router`, and where these are tested."""

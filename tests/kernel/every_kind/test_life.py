@@ -11,12 +11,12 @@ from sinas_server.catalog import KINDS
 from sinas_server.kernel.kind import nullable
 from sinas_server.kernel.purge import purge
 from sinas_server.kernel.runtime import Runtime
-from tests.kernel.every_kind.examples import BY_KIND, Example
+from tests.kernel.every_kind.examples import BY_KIND, OWN_ROUTES, Example
 from tests.people import Person
 
 
 def test_every_kind_has_an_example() -> None:
-    assert set(BY_KIND) == {kind.name for kind in KINDS}
+    assert set(BY_KIND) | set(OWN_ROUTES) == {kind.name for kind in KINDS}
 
 
 async def test_create_get_list_update_delete(example: Example, admin: Person) -> None:
