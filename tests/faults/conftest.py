@@ -84,7 +84,7 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 @pytest.fixture
 async def stack(shared_stack: Stack) -> Stack:
     """The stack, whole and without a plan."""
-    shared_stack.happened()
+    await shared_stack.forget()
     await shared_stack.whole()
     return shared_stack
 

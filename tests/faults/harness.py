@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,14 +38,15 @@ ENDED = "('COMPLETED', 'FAILED', 'CANCELLED')"
 
 async def eventually(question: Callable[[], Awaitable[T | None]], why: str) -> T:
     """The first answer that is true; fails after a long time."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
+    end = asyncio.get_running_loop().time() + PATIENCE
+    while asyncio.get_running_loop().time() < end:
+        try:
+            async with asyncio.timeout(PATIENCE):
                 if answer := await question():
                     return answer
-            except (OSError, psycopg.OperationalError, httpx2.TransportError) as error:
-                why = f"{why}: {error}"[:300]
-            await asyncio.sleep(0.03)
+        except (OSError, psycopg.OperationalError, httpx2.TransportError) as error:
+            why = f"{why}: {error}"[:300]
+        await asyncio.sleep(0.03)
     raise AssertionError(why)
 
 
@@ -162,19 +162,35 @@ class Stack:
         fresh.write_text(json.dumps({"number": self._plans, "point": point, "nth": nth, "actions": actions.split()}))
         fresh.rename(self.root / "plan.json")
 
-    def happened(self) -> bool:
-        """Whether the plan has happened; forgets it if not."""
-        (self.root / "plan.json").unlink(missing_ok=True)
-        while (self.root / "firing.json").exists():
-            time.sleep(0.01)
-        return (self.root / "fired.json").exists()
+    async def happened(self) -> None:
+        """Wait until the plan has happened: the point may come after what the test has waited for."""
 
-    def trace(self) -> list[str]:
-        """The points passed since the last call."""
-        file = self.root / "trace.log"
-        passed = file.read_text().split()
-        os.truncate(file, 0)
-        return passed
+        async def fired() -> bool:
+            return (self.root / "fired.json").exists()
+
+        await eventually(fired, "the plan does not happen")
+
+    async def forget(self) -> None:
+        """Forget a plan that has not happened; one that is happening comes to its end."""
+        (self.root / "plan.json").unlink(missing_ok=True)
+
+        async def at_rest() -> bool:
+            return not (self.root / "firing.json").exists()
+
+        await eventually(at_rest, "the plan does not come to its end")
+
+    def forget_trace(self) -> None:
+        """Forget the points passed so far."""
+        os.truncate(self.root / "trace.log", 0)
+
+    async def trace(self, last: str) -> list[str]:
+        """The points passed since, as soon as the last one has been: it may come after what the test has waited for."""
+
+        async def passed() -> list[str] | None:
+            points = (self.root / "trace.log").read_text().split()
+            return points if last in points else None
+
+        return await eventually(passed, f"{last} is not passed")
 
     def marks(self) -> list[str]:
         """What functions reported from inside, ever."""

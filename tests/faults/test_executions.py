@@ -21,17 +21,18 @@ async def execute(stack: Stack, **given: object) -> Json:
 
 async def test_a_trace_has_all_the_points(stack: Stack, invariants: Invariants) -> None:
     stack.plan("none", 1, "")
-    stack.trace()
+    stack.forget_trace()
     await execute(stack)
     await invariants.ends()
-    assert not set(POINTS) - set(stack.trace()) - {"functions.claim:before"}  # passed only where it is planned
+    passed = await stack.trace("finish:after")
+    assert not set(POINTS) - set(passed) - {"functions.claim:before"}  # passed only where it is planned
 
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_the_worker_dies_in_a_synchronous_execution(stack: Stack, invariants: Invariants, point: str) -> None:
     stack.plan(point, 1, "functions")
     answer = await execute(stack)
-    assert stack.happened()
+    await stack.happened()
     assert answer["status"] == "success", answer
     await invariants.ends()
     (row,) = invariants.executions()
@@ -44,7 +45,7 @@ async def test_the_worker_dies_in_one_that_is_retried(stack: Stack, invariants: 
     stack.plan(point, 1, "functions")
     await stack.ask("POST", "/functions/t/once/execute/async", {"input": {"raises": True}})
     await invariants.ends()
-    assert stack.happened()
+    await stack.happened()
     (row,) = invariants.executions()
     assert (row["status"], row["failures"]) == ("FAILED", 1 + RETRIES)
     assert invariants.runs(row)[0] == 1 + RETRIES + (point in MIDDLE)
@@ -54,7 +55,7 @@ async def test_the_worker_dies_in_one_that_is_retried(stack: Stack, invariants: 
 async def test_an_answer_of_the_database_gets_lost(stack: Stack, invariants: Invariants, point: str) -> None:
     stack.plan(point, 1, "lose")
     answer = await execute(stack)
-    assert stack.happened()
+    await stack.happened()
     assert answer["status"] == "success"
     await invariants.ends()
     (row,) = invariants.executions()
@@ -75,7 +76,7 @@ NOTICED = ("functions.claim:before", "begin:committed", "mark.began", "finish:co
 async def test_a_server_dies(stack: Stack, invariants: Invariants, point: str, server: str) -> None:
     stack.plan(point, 1, server)
     answer = await execute(stack)
-    assert stack.happened()
+    await stack.happened()
     assert answer["status"] == "success"
     await invariants.ends()
     (row,) = invariants.executions()
@@ -94,7 +95,7 @@ async def test_a_caller_who_gets_no_answer(stack: Stack, invariants: Invariants,
             status: int | None = answer.status_code
         except httpx2.TransportError:
             status = None
-    assert stack.happened()
+    await stack.happened()
     await stack.whole()
     await invariants.ends()
     rows = invariants.executions()

@@ -111,7 +111,7 @@ async def talk(invariants: Invariants, point: Point, actions: str, agent: str = 
         return await restless.follow()
 
     chat, _ = await asyncio.gather(patient.say("go"), hop())
-    assert stack.happened()
+    await stack.happened()
     invariants.answered(chat, patient, restless)
     await invariants.ends()
     return chat, [patient, restless]
@@ -130,11 +130,11 @@ async def read_again(invariants: Invariants, chat: Json, channel: str | None) ->
 async def test_a_trace_has_these_points_and_no_more(stack: Stack, invariants: Invariants) -> None:
     stack.plan("none", 1, "")
     chat = await stack.ask("POST", "/agents/t/agent/chats", {})
-    stack.trace()
+    stack.forget_trace()
     reader = Reader(stack, chat["id"])
     invariants.answered(await reader.say("go"), reader)
     await invariants.ends()
-    passed = Counter(stack.trace())
+    passed = Counter(await stack.trace("expire:after"))
     known = {point for point, _ in [*SENT, *JOURNAL, *TOOLS, ("turns.claim:after", 1)]}
     most = {point: max(nth for name, nth in TURN if name == point) for point in known}
     assert {point: passed[point] for point in known} == most

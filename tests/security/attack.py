@@ -24,6 +24,8 @@ class Host:
     abstract: str
     """An abstract Unix socket's name."""
     secret_file: Path
+    pid: int
+    """A process that the sandbox's own user may signal."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def bait(directory: Path) -> Iterator[Host]:
     with socket.create_server(("127.0.0.1", 0)) as service, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(f"\0{abstract}")
         unix.listen(1)
-        yield Host(service.getsockname()[1], abstract, secret)
+        yield Host(service.getsockname()[1], abstract, secret, os.getpid())
     del os.environ["TOP_SECRET"]
 
 

@@ -90,14 +90,20 @@ def _the_root(host: Host) -> list[Attack]:
             gives([0, 1, 2, 3]),
             namespaces=False,
         ),
-        Attack("signals to host processes", handler(_KILL_ALL), gives([]), namespaces=False),
+        Attack("signals to host processes", handler(_KILL_ALL.format(host.pid)), gives([]), namespaces=False),
+        Attack(
+            "signals to the process group of whoever started it",
+            handler("import os\nreturn [os.getpgrp() == os.getpid(), os.getsid(0) == os.getpid()]"),
+            gives([True, True]),
+            namespaces=False,
+        ),
         Attack("becoming root", handler("import os\nos.setuid(0)"), failed("PermissionError", "Invalid argument")),
     ]
 
 
 _KILL_ALL = """import os
 reached = []
-for pid in range(2, 5000):
+for pid in {{*range(2, 33_000), os.getppid(), {}}} - {{os.getpid(), 0}}:
     try: os.kill(pid, 0); reached.append(pid)
     except OSError: pass
 return reached"""

@@ -9,7 +9,7 @@ import pytest
 from tests.live import Live
 from tests.security.sandbox_attacks import Attack, Host, attacks, bait
 
-ATTACKS = {attack.name: attack for attack in attacks(Host(1, "x", Path("/x"))) if not attack.needs}
+ATTACKS = {attack.name: attack for attack in attacks(Host(1, "x", Path("/x"), 2)) if not attack.needs}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.backends.sandbox import ordinary_user
 from tests.security import sandbox_attack_run
 from tests.security.sandbox_attacks import Host, attacks
 
-ATTACKS = {attack.name: attack for attack in attacks(Host(1, "x", Path("/x")))}
+ATTACKS = {attack.name: attack for attack in attacks(Host(1, "x", Path("/x"), 2))}
 ROOT = Path(__file__).parent.parent.parent
 NAMESPACES = {"namespaces", "namespaces+cgroups"}
 LEVELS = {

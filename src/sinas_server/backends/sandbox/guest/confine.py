@@ -45,6 +45,8 @@ def confine(level: Level, shape: Shape, descriptors: tuple[int, int, int], scrat
     temporary files. Raises `OSError`.
     """
     listener: socket.socket | None = None
+    # kill(0) and setpriority reach the whole process group, also over the borders of PID namespaces.
+    os.setsid()
     if level.namespaces:
         sc.write("/proc/self/setgroups", "deny")
         sc.write("/proc/self/uid_map", f"{SANDBOX_UID} {SANDBOX_UID} 1")

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .syscalls import NUMBERS, X86, call
@@ -87,7 +88,7 @@ UNMEASURED_MEMORY = {  # memory that belongs to no process: denied where no cgro
     "msgget": (68, 186),
     "semget": (64, 190),
 }
-SHARED_PROCESSES = {  # ways to reach other processes of the same user: denied where there is no PID namespace
+SHARED_PROCESSES = {  # ways to reach other processes of the same user: denied where there are no namespaces
     "tkill": (200, 130),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
@@ -105,8 +106,24 @@ SHARED_PROCESSES = {  # ways to reach other processes of the same user: denied w
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274),
+    "get_robust_list": (274, 100),
     "socket": (41, 198),
     "connect": (42, 203),
+    "bind": (49, 200),
+    # Those of System V and POSIX that find by number or name what others have made.
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
     # Changes to files of the same user that Landlock does not see.
     "truncate": (76, 45),
     "chmod": (90, -1),
@@ -137,9 +154,12 @@ FIRST_UNKNOWN = 470  # calls newer than this list fail with ENOSYS, as on an old
 NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* flag of clone(2)
 CLONE_THREAD = 0x10000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+SIGNAL_OWNER_CONTROLS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP of ioctl(2)
+SIGNAL_OWNER_COMMANDS = (8, 15, 1024, 1026)  # F_SETOWN, F_SETOWN_EX, F_SETLEASE, F_NOTIFY of fcntl(2)
+SOCK_STREAM, SOCK_SEQPACKET, SOCK_TYPE_MASK = 1, 5, 0xF
 AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
 
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARGUMENTS = 0, 4, 16
 
@@ -208,9 +228,14 @@ def build(wanted: Filter) -> bytes:
     program.deny(NUMBERS["clone3"][0 if X86 else 1], errno.ENOSYS)
     _restrict_clone(program, threads_only=not wanted.own_processes)
     _restrict_socket(program)
-    _restrict_ioctl(program)
+    controls: tuple[int, ...] = (TIOCSTI, TIOCLINUX)
     if not wanted.own_processes:
+        controls += SIGNAL_OWNER_CONTROLS
         _restrict_prlimit(program)
+        _restrict_socketpair(program)
+        # A descriptor's owner gets a signal of choice, SIGKILL too, when it becomes ready: another way to kill.
+        _deny_values(program, 72 if X86 else 25, SIGNAL_OWNER_COMMANDS)
+    _deny_values(program, 16 if X86 else 29, controls)
     program.add(_RETURN, _ALLOW)
     return program.code
 
@@ -236,11 +261,22 @@ def _restrict_socket(program: Program) -> None:
     program.number()
 
 
-def _restrict_ioctl(program: Program) -> None:
-    program.add(_EQUAL, 16 if X86 else 29, 0, 5)
+def _deny_values(program: Program, number: int, values: Sequence[int]) -> None:
+    """Fail if this is the call and its second argument one of the values."""
+    program.add(_EQUAL, number, 0, 2 + 2 * len(values))
     program.argument(1)
-    program.add(_EQUAL, TIOCSTI, 1, 0)
-    program.add(_EQUAL, TIOCLINUX, 0, 1)
+    for value in values:
+        program.deny(value)
+    program.number()
+
+
+def _restrict_socketpair(program: Program) -> None:
+    """No datagrams: from a pair of those one may send to any socket of the machine by its name."""
+    program.add(_EQUAL, 53 if X86 else 199, 0, 6)
+    program.argument(1)
+    program.add(_AND, SOCK_TYPE_MASK)
+    program.add(_EQUAL, SOCK_STREAM, 2, 0)
+    program.add(_EQUAL, SOCK_SEQPACKET, 1, 0)
     program.fail(errno.EPERM)
     program.number()
 
