@@ -157,7 +157,9 @@ def upgrade() -> None:
         sa.Column("config_name", sa.String(length=255), nullable=True),
         sa.Column("config_checksum", sa.String(length=64), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("created_by", sa.Uuid(), nullable=True),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("updated_by", sa.Uuid(), nullable=True),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
@@ -189,6 +191,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("name"),
     )
     op.create_index(op.f("ix_roles_email_domain"), "roles", ["email_domain"], unique=False)
+    op.create_table(
+        "seeds",
+        sa.Column("kind", sa.String(length=64), nullable=False),
+        sa.Column("namespace", sa.String(length=255), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "namespace", "name"),
+    )
     op.create_table(
         "tasks",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
@@ -527,6 +537,7 @@ def downgrade() -> None:
     op.drop_table("users")
     op.drop_index("ix_tasks_queue", table_name="tasks", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"))
     op.drop_table("tasks")
+    op.drop_table("seeds")
     op.drop_index(op.f("ix_roles_email_domain"), table_name="roles")
     op.drop_table("roles")
     op.drop_index("uq_resources_name", table_name="resources", postgresql_where=sa.text("deleted_at IS NULL"))

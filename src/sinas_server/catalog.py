@@ -23,7 +23,7 @@ from sinas_server.functions.kind import FUNCTION
 from sinas_server.functions.tools import FunctionTools
 from sinas_server.identity import routers as identity
 from sinas_server.identity.key_uses import KEY_USE_LOOP
-from sinas_server.identity.mail import MAIL_TASK, send_mail
+from sinas_server.identity.mail import LETTER_TASK, MAIL_TASK, send_mail
 from sinas_server.identity.reference import RESOURCES as PEOPLE
 from sinas_server.identity.sweep import SWEEP_LOOP
 from sinas_server.kernel.access import AccessResource, Caller
@@ -43,8 +43,12 @@ from sinas_server.secrets.kind import SECRET
 from sinas_server.skills import routes as skills
 from sinas_server.skills.kind import SKILL
 from sinas_server.skills.tools import SkillTools
+from sinas_server.templates import routes as templates
+from sinas_server.templates.bootstrap import bootstrap as bootstrap_templates
+from sinas_server.templates.kind import TEMPLATE
+from sinas_server.templates.mail import send_letter
 
-KINDS: tuple[AnyKind, ...] = (PROVIDER, SECRET, SKILL, FUNCTION, AGENT)
+KINDS: tuple[AnyKind, ...] = (PROVIDER, SECRET, SKILL, FUNCTION, AGENT, TEMPLATE)
 """In the order in which they are applied: what is referred to comes first."""
 
 RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS)
@@ -58,6 +62,7 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     agents.runtime_router,
     chats_router,
     invoke_router,
+    *templates.RUNTIME_ROUTERS,
 )
 """Mounted at the root."""
 
@@ -68,12 +73,13 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     agents.management_router,
     crud_router(PROVIDER),
     secrets.router,
+    *templates.MANAGEMENT_ROUTERS,
     config.router,
 )
 """Mounted at `/api/v1`."""
 
 TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools())
-TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail}
+TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter}
 JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
 """Worker role → the job it works on."""
 
@@ -86,5 +92,10 @@ LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP)
 API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)
 """Run by every API process."""
 
-BOOTSTRAPS: tuple[Callable[[Runtime, Caller], Awaitable[None]], ...] = (bootstrap_providers, bootstrap_agents)
+Bootstrap = Callable[[Runtime, Caller], Awaitable[None]]
+
+BOOTSTRAPS: tuple[Bootstrap, ...] = (bootstrap_templates,)
+"""What every installation starts with, on behalf of its administrator."""
+
+EMBEDDED_BOOTSTRAPS: tuple[Bootstrap, ...] = (bootstrap_providers, bootstrap_agents)
 """What an embedded installation starts with, on behalf of its administrator."""

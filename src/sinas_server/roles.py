@@ -14,7 +14,6 @@ import uvloop
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from sqlalchemy import select
 
 from sinas_server import catalog
 from sinas_server.app import create_app
@@ -29,8 +28,8 @@ from sinas_server.backends.sandbox import Limits, Sandbox
 from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
 from sinas_server.config.startup import apply_file
 from sinas_server.identity.bootstrap import bootstrap
+from sinas_server.identity.guard import some_administrator
 from sinas_server.identity.resolve import Principal, act_for, authenticate
-from sinas_server.identity.tables import UserRow
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.loop import run_loops
@@ -220,9 +219,8 @@ def prepare(settings: Settings) -> None:
         async with open_runtime(settings, "prepare") as runtime:
             await bootstrap(runtime)
             admin = await _administrator(runtime)
-            if settings.embedded:
-                for step in catalog.BOOTSTRAPS:
-                    await step(runtime, admin)
+            for step in (*catalog.BOOTSTRAPS, *(catalog.EMBEDDED_BOOTSTRAPS if settings.embedded else ())):
+                await step(runtime, admin)
             if settings.auto_apply_config and settings.config_file:
                 await apply_file(runtime, admin, settings.config_file)
 
@@ -230,7 +228,7 @@ def prepare(settings: Settings) -> None:
 
 
 async def _administrator(runtime: Runtime) -> Caller:
-    """The administrator, on whose behalf an installation gets what it starts with."""
-    query = select(UserRow.id).where(UserRow.email == runtime.settings.superadmin_email.lower())
-    rows = await runtime.database.read(query)
-    return await act_for(runtime, Principal(rows[0].id), "system")
+    """An administrator, on whose behalf an installation gets what it starts with."""
+    async with runtime.database.unit() as db:
+        user_id = await some_administrator(db, runtime.settings.superadmin_email.lower())
+    return await act_for(runtime, Principal(user_id), "system")

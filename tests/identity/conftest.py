@@ -1,21 +1,17 @@
 """What tests of identity share."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
-from email import message_from_bytes, policy
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 
-from sinas_server.kernel.job import Worker
-from sinas_server.kernel.outbox import TASK_JOB
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.settings import Settings
 from tests.identity.codes import Codes
+from tests.mailbox import delivered, part_of
 from tests.people import Person, http_client, make_key
 
 KeyClient = Callable[..., Awaitable[httpx2.AsyncClient]]
@@ -55,28 +51,14 @@ def settings(settings: Settings, overrides: dict[str, object]) -> Settings:
 
 
 @pytest.fixture
-async def code_for(runtime: Runtime, outbox: Path) -> AsyncIterator[Codes]:
+async def code_for(runtime: Runtime) -> AsyncIterator[Codes]:
     """The code that a mail brought, sent by a real worker."""
-    worker = asyncio.create_task(Worker(runtime, TASK_JOB, 2).run())
+    async with delivered(runtime) as mailbox:
 
-    def newest(address: str) -> Iterator[str]:
-        for path in sorted(outbox.glob("*.eml"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            mail = message_from_bytes(path.read_bytes(), policy=policy.default)
-            if mail["To"] == address:
-                body = mail.get_body()
-                assert body is not None
-                found = re.search(r"\b\d{6}\b", body.get_content())
-                assert found is not None
-                path.unlink()
-                yield found[0]
+        async def code(address: str) -> str:
+            mail = await mailbox.take(address)
+            found = re.search(r"\b\d{6}\b", part_of(mail, "plain") or part_of(mail, "html") or "")
+            assert found is not None
+            return found[0]
 
-    async def code(address: str) -> str:
-        while True:
-            for found in newest(address):
-                return found
-            await asyncio.sleep(0.02)
-
-    yield code
-    worker.cancel()
-    with suppress(asyncio.CancelledError):
-        await worker
+        yield code

@@ -56,6 +56,11 @@ class Objects:
         made = await self._post(self.admin, "/api/v1/llm-providers", body)
         return {"name": name, "version": "1", "id": made["id"]}
 
+    async def template(self) -> Places:
+        body = {"name": self.name(), "html_content": "<p>Hello</p>"}
+        made = await self._post(self.owner, "/api/v1/templates", body)
+        return {"template_id": made["id"], "namespace": "default", "name": body["name"], "version": "1"}
+
     async def default_agent(self) -> Places:
         await self._post(self.owner, "/api/v1/agents", {"name": self.name(), "is_default": True})
         return {}
@@ -152,6 +157,8 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/skills/.*/undelete$", lambda make: make.deleted(make.skill, "skills")),
     ("/agents/.*/undelete$", lambda make: make.deleted(make.agent, "agents")),
     ("/llm-providers/.*/undelete$", lambda make: make.deleted(make.provider, "llm-providers")),
+    ("/templates/.*/undelete$", lambda make: make.deleted(make.template, "templates")),
+    ("/templates/(by-name/)?{", Objects.template),
     ("/functions/{", Objects.function),
     ("/skills/{", Objects.skill),
     ("/agents/{", Objects.agent),
@@ -237,6 +244,15 @@ BODIES: dict[str, Body] = {
     "llm_providers_update_patch": lambda make, at: {"default_model": make.name()},
     "secrets_create": lambda make, at: {"name": make.name(), "value": "x", "visibility": "private"},
     "secrets_update": lambda make, at: {"value": make.name()},
+    "templates_create": lambda make, at: {"name": make.name(), "html_content": "<p>Hello</p>"},
+    "templates_update_put": lambda make, at: {"description": make.name()},
+    "templates_update_patch": lambda make, at: {"description": make.name()},
+    "templates_update_by_id": lambda make, at: {"description": make.name()},
+    "templates_render": lambda make, at: {"variables": {}},
+    "templates_render_by_id": lambda make, at: {"variables": {}},
+    "templates_email": lambda make, at: {"to": "someone@example.com", "variables": {}},
+    "templates_send": lambda make, at: {"to": "someone@example.com", "variables": {}},
+    "templates_send_by_id": lambda make, at: {"to": "someone@example.com", "variables": {}},
     "config_validate": lambda make, at: {"config": DOCUMENT},
     "config_apply_config": lambda make, at: {"config": DOCUMENT},
 }

@@ -10,12 +10,11 @@ from sqlalchemy import select
 
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
+from sinas_server.kernel.fields import JinjaSource, JsonSchema
 from sinas_server.kernel.kind import IdOf, Kind, Ref, Spec, reference
 from sinas_server.kernel.store import Change, Resource
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Db
-from sinas_server.kit.jinja import check as check_template
-from sinas_server.kit.schema import check_schema
 
 Access = Literal["readonly", "readwrite"]
 
@@ -26,18 +25,7 @@ def _named(value: str) -> str:
     return value if "/" in value else f"default/{value}"
 
 
-def _template(value: str) -> str:
-    check_template(value)
-    return value
-
-
-def _schema(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    check_schema(value)
-    return value
-
-
 Reference = Annotated[str, AfterValidator(_named)]
-Schema = Annotated[dict[str, JsonValue], AfterValidator(_schema)]
 
 
 def _object_from_name(key: str) -> BeforeValidator:
@@ -124,11 +112,11 @@ class AgentSpec(Spec):
     model: str | None = Field(default=None, max_length=255, description="The model; none means the provider's default.")
     temperature: float = Field(default=0.7, ge=0, le=2, description="Sampling temperature.")
     max_tokens: int | None = Field(default=None, ge=1, le=10_000_000, description="The most tokens of an answer.")
-    system_prompt: Annotated[str, AfterValidator(_template)] | None = Field(
+    system_prompt: JinjaSource | None = Field(
         default=None, description="The system message: a Jinja2 template over the chat's input."
     )
-    input_schema: Schema = Field(default={}, description="JSON Schema of the input a chat is created with.")
-    output_schema: Schema = Field(default={}, description="JSON Schema the answer must conform to.")
+    input_schema: JsonSchema = Field(default={}, description="JSON Schema of the input a chat is created with.")
+    output_schema: JsonSchema = Field(default={}, description="JSON Schema the answer must conform to.")
     initial_messages: list[InitialMessage] | None = Field(
         default=None, description="Example messages that every chat begins with."
     )

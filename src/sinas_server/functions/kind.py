@@ -4,16 +4,15 @@ import ast
 import warnings
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from sinas_server.backends.sandbox import Egress
 from sinas_server.kernel.errors import ForbiddenError
+from sinas_server.kernel.fields import JsonSchema, is_stored
 from sinas_server.kernel.kind import Kind, Spec
-from sinas_server.kernel.secret import SecretContext
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.json import has_nul
-from sinas_server.kit.schema import check_schema
 
 MAX_CODE = 1_000_000
 """The most characters of code a function may have."""
@@ -21,13 +20,9 @@ SHARED_POOL = "sinas.functions.shared_pool:all"
 """The permission to have functions run as trusted code in the shared pool."""
 
 
-def _stored(info: ValidationInfo) -> bool:
-    return isinstance(info.context, SecretContext) and info.context.form == "sealed"
-
-
 def _check_code(code: str, info: ValidationInfo) -> str:
     """The code itself if Python can parse it; it is never compiled or run here."""
-    if _stored(info):  # checked when it was written
+    if is_stored(info):  # checked when it was written
         return code
     if has_nul(code):
         raise ValueError("source code must not contain NUL characters")
@@ -44,14 +39,7 @@ def _check_code(code: str, info: ValidationInfo) -> str:
     return code
 
 
-def _check_schema(schema: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
-    if not _stored(info):
-        check_schema(schema)
-    return schema
-
-
 Code = Annotated[str, AfterValidator(_check_code)]
-JsonSchema = Annotated[dict[str, JsonValue], AfterValidator(_check_schema)]
 
 
 class FunctionSpec(Spec):

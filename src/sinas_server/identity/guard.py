@@ -54,6 +54,19 @@ async def administrators(db: Db) -> int:
     return (await db.execute(holders)).scalar_one()
 
 
+async def some_administrator(db: Db, email: str) -> UUID:
+    """The id of an active user who holds everything: the one with this address if he does, else the first there was."""
+    holder = (
+        select(UserRow.id)
+        .join(UserRoleRow, UserRoleRow.user_id == UserRow.id)
+        .join(RolePermissionRow, RolePermissionRow.role_id == UserRoleRow.role_id)
+        .where(UserRow.is_active, _GIVES_EVERYTHING)
+        .order_by((UserRow.email == email).desc(), UserRow.created_at, UserRow.id)
+        .limit(1)
+    )
+    return (await db.execute(holder)).scalar_one()
+
+
 async def keep_an_administrator(db: Db) -> None:
     """Called after a change, before its commit: raises `ConflictError` if nobody would be left who holds everything."""
     await db.flush()

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from sinas_server.identity.mail import code_mail, post
+from sinas_server.identity.mail import code_letter, post_letter
 from sinas_server.identity.members import join_first_roles
 from sinas_server.identity.sessions import Client, Session, begin, complete
 from sinas_server.identity.tables import OtpSessionRow, UserRow
@@ -48,7 +48,8 @@ async def send_code(runtime: Runtime, email: str, purpose: str) -> UUID:
                 expires_at=now() + timedelta(minutes=minutes),
             )
         )
-        await post(db, runtime, code_mail(email, code, minutes, resets=purpose == RESET), deliver=welcome)
+        letter = code_letter(email, code, minutes, resets=purpose == RESET)
+        await post_letter(db, runtime, letter, deliver=bool(welcome))
     return session_id
 
 

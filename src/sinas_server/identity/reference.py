@@ -73,6 +73,7 @@ def default_permissions(runtime: Runtime) -> dict[str, list[str]]:
         for kind in runtime.kinds.values()
         if not kind.admin_only
         for action in kind.actions
+        if action not in kind.withheld
     ]
     of_others = [f"sinas.{resource.name}.{may}" for resource in runtime.resources for may in resource.users_may]
     return {

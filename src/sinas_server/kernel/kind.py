@@ -139,6 +139,8 @@ class Kind(Generic[S]):
     on_change: OnChange = _nothing
     actions: tuple[str, ...] = ("create", "read", "update", "delete")
     """The permission verbs, the slice's own among them."""
+    withheld: tuple[str, ...] = ()
+    """Those that the role Users does not get by default, not even for one's own."""
     discover: str | None = None
     """The permission that makes it appear in the runtime lists (`GET /agents`: those one may chat with)."""
     description: str = ""

@@ -1,8 +1,9 @@
 """Resources at runtime doors: read by name in one cheap round trip, outside of any transaction."""
 
 from collections.abc import Iterable
+from uuid import UUID
 
-from sqlalchemy import ARRAY, Text, bindparam, func, select, tuple_
+from sqlalchemy import ARRAY, Text, Uuid, bindparam, func, select, tuple_
 
 from sinas_server.kernel import store
 from sinas_server.kernel.access import Caller
@@ -32,6 +33,19 @@ _ACTIVE = select(*ResourceRow.__table__.columns).where(
     ResourceRow.deleted_at.is_(None),
     ResourceRow.is_active,
 )
+_PLACE = select(ResourceRow.namespace, ResourceRow.name).where(
+    ResourceRow.id == bindparam("of_id", type_=Uuid),
+    ResourceRow.kind == bindparam("of_kind", type_=Text),
+    ResourceRow.deleted_at.is_(None),
+)
+
+
+async def place(database: Database, kind: Kind[S], resource_id: UUID) -> tuple[str, str]:
+    """The (namespace, name) behind an id, for routes that go by ids. Raises `NotFoundError`."""
+    rows = await database.lookup(_PLACE, {"of_id": resource_id, "of_kind": kind.name})
+    if not rows:
+        raise NotFoundError(f"{kind.label} '{resource_id}' not found")
+    return rows[0].namespace, rows[0].name
 
 
 async def find(database: Database, kind: Kind[S], namespace: str, name: str) -> Resource[S] | None:

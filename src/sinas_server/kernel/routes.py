@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
-from sinas_server.kernel import store
+from sinas_server.kernel import lookup, store
 from sinas_server.kernel.errors import InvalidError
-from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, JsonAnswer, new_router
+from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, JsonAnswer, Run, new_router
 from sinas_server.kernel.kind import Kind, S, Spec
 from sinas_server.kernel.secret import PLAIN
 from sinas_server.kernel.store import Change, Filter, Resource
@@ -35,7 +35,9 @@ class Stored(BaseModel):
     config_name: str | None = Field(description="The configuration that keeps it.")
     config_checksum: str | None = Field(description="Its checksum when it was last applied; another one means drift.")
     created_at: datetime = Field(description="When it was created.")
+    created_by: UUID | None = Field(description="Who created it.")
     updated_at: datetime = Field(description="When it was last changed.")
+    updated_by: UUID | None = Field(description="Who last changed it.")
     warnings: list[str] = Field(default=[], description="References that point to nothing yet.")
 
 
@@ -61,7 +63,9 @@ def view(kind: Kind[S], resource: Resource[S]) -> dict[str, Any]:
         "config_name": resource.config_name,
         "config_checksum": resource.config_checksum,
         "created_at": resource.created_at,
+        "created_by": resource.created_by,
         "updated_at": resource.updated_at,
+        "updated_by": resource.updated_by,
         "warnings": list(resource.warnings),
     }
 
@@ -210,6 +214,47 @@ def where_of(kind: Kind[Any]) -> Any:
         return "", name
 
     return named
+
+
+def id_of(kind: Kind[Any]) -> Any:
+    """The same from an id in the path, `{<kind>_id}`."""
+
+    async def known(
+        caller: CurrentCaller,
+        runtime: Run,
+        resource_id: Annotated[UUID, Path(alias=f"{kind.name}_id", description="Its id.")],
+    ) -> tuple[str, str]:
+        return await lookup.place(runtime.database, kind, resource_id)
+
+    return known
+
+
+def by_id_router(kind: Kind[S]) -> APIRouter:
+    """Get, update and delete by id, for a kind with namespaces whose clients go by ids."""
+    router = new_router(f"/{kind.route}", kind.route)
+    models, noun, path = Models(kind), kind.label, f"/{{{kind.name}_id}}"
+    Read: Any = models.read
+    Update: Any = models.update
+    At = Annotated[tuple[str, str], Depends(id_of(kind))]
+    missing: dict[int | str, dict[str, Any]] = {404: {"description": f"No such {noun}."}}
+
+    @router.get(path, response_model=Read, summary=f"Get a {noun} by id", responses=missing)
+    async def get_by_id(at: At, db: CurrentDb, caller: CurrentCaller) -> Response:
+        return answer(kind, await store.read(db, caller, kind, *at))
+
+    summary = f"Update a {noun} by id: absent fields stay as they are"
+
+    @router.patch(path, response_model=Read, summary=summary, responses=missing)
+    async def update_by_id(
+        at: At, body: Update, db: CurrentDb, caller: CurrentCaller, if_match: IfMatch = None
+    ) -> Response:
+        return answer(kind, await store.change(db, caller, kind, *at, asked(body, if_match)))
+
+    @router.delete(path, status_code=204, summary=f"Delete a {noun} by id", responses=missing)
+    async def delete_by_id(at: At, db: CurrentDb, caller: CurrentCaller, if_match: IfMatch = None) -> None:
+        await store.delete(db, caller, kind, *at, if_version=expected_version(if_match))
+
+    return router
 
 
 def _add_item_routes(router: APIRouter, kind: Kind[Any], models: Models) -> None:

@@ -47,7 +47,9 @@ class Resource(Generic[S]):
     config_name: str | None
     config_checksum: str | None
     created_at: datetime
+    created_by: UUID | None
     updated_at: datetime
+    updated_by: UUID | None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -127,7 +129,9 @@ def load(db: Db | Database, kind: Kind[S], row: ResourceRow) -> Resource[S]:
         config_name=row.config_name,
         config_checksum=row.config_checksum,
         created_at=row.created_at,
+        created_by=row.created_by,
         updated_at=row.updated_at,
+        updated_by=row.updated_by,
     )
 
 
@@ -233,6 +237,8 @@ async def create(
         "namespace": namespace,
         "name": own_name,
         "owner_id": caller.id,
+        "created_by": caller.id,
+        "updated_by": caller.id,
         "spec": _sealed(db, spec),
         "is_active": asked.is_active is not False,
         "checksum": checksum,
@@ -281,7 +287,7 @@ async def change(db: Db, caller: Caller, kind: Kind[S], namespace: str, name: st
         raise PreconditionFailedError(f"{kind.called(*_pair(row))} is at version {row.version}, not {asked.if_version}")
     old = load(db, kind, row)
     spec = validated(kind, {**plain(old.spec), **asked.values})
-    values = _next(db, row, spec, asked)
+    values = {**_next(db, row, spec, asked), "updated_by": caller.id}
     renamed = (values["namespace"], values["name"]) != _pair(row)
     if renamed:
         caller.require(kind.plural, "update", row.owner_id, *kind.where(values["namespace"], values["name"]))
@@ -355,7 +361,7 @@ async def undelete(db: Db, caller: Caller, kind: Kind[S], namespace: str, name: 
     statement = (
         update(ResourceRow)
         .where(ResourceRow.id == row.id)
-        .values(deleted_at=None, version=row.version + 1, updated_at=func.now())
+        .values(deleted_at=None, version=row.version + 1, updated_at=func.now(), updated_by=caller.id)
         .returning(ResourceRow)
     )
     try:

@@ -65,7 +65,9 @@ class ResourceRow(Base):
     config_name: Mapped[str | None] = mapped_column(String(255))
     config_checksum: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_by: Mapped[UUID | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_by: Mapped[UUID | None]
     deleted_at: Mapped[datetime | None]
 
 
@@ -99,6 +101,17 @@ class ReferenceRow(Base):
     name: Mapped[str] = mapped_column(String(255), server_default="")
     target_id: Mapped[UUID | None]
     hard: Mapped[bool]
+
+
+class SeedRow(Base):
+    """What this installation was once given; the row outlives the resource."""
+
+    __tablename__ = "seeds"
+
+    kind: Mapped[str] = mapped_column(String(64), primary_key=True)
+    namespace: Mapped[str] = mapped_column(String(255), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 APPEND_ONLY = (

@@ -4,11 +4,21 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_OUTPUT = 1 << 20
 """The most characters a template may produce."""
+ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+"""What a template can raise by what it does."""
 
 
 class TemplateRenderError(ValueError):
@@ -43,6 +53,8 @@ def render(source: str, variables: Mapping[str, object], *, autoescape: bool = F
             if size > MAX_OUTPUT:
                 raise TemplateRenderError(f"the output is longer than {MAX_OUTPUT} characters")
             pieces.append(piece)
-        return "".join(pieces)
-    except (TemplateError, SecurityError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        text = "".join(pieces)
+        text.encode()  # a literal can hold half a character, which nobody could be sent
+        return text
+    except ERRORS as error:
         raise TemplateRenderError(str(error)) from error

@@ -55,6 +55,11 @@ class Settings(WorkSettings, AgentSettings, FunctionSettings, PeopleSettings, Se
         return self.sinas_mode == "embedded"
 
     @property
+    def has_mail(self) -> bool:
+        """Whether mail gets anywhere: to a mail server, or to the data directory of whoever tries this out."""
+        return self.smtp_host is not None or self.embedded
+
+    @property
     def database_given(self) -> bool:
         """Whether the environment names a PostgreSQL server, so that none has to be started."""
         return self.database_url is not None or "database_host" in self.model_fields_set

@@ -12,6 +12,7 @@ from sinas_server.kernel.kind import AnyKind
 from sinas_server.providers.kind import PROVIDER
 from sinas_server.secrets.kind import SECRET as SECRET_KIND
 from sinas_server.skills.kind import SKILL
+from sinas_server.templates.kind import TEMPLATE
 
 Json = dict[str, Any]
 SECRET = "sk-very-secret-4711"
@@ -104,6 +105,20 @@ EXAMPLES = (
         free_form="query_parameters",
         hard={"llm_provider_id": PROVIDER},
         soft={"enabled_functions": "function", "enabled_agents": "agent"},
+    ),
+    Example(
+        kind=TEMPLATE,
+        spec={
+            "description": "Greets.",
+            "title": "Hello {{ name }}",
+            "html_content": "<p>Hello {{ name }}</p>",
+            "text_content": "Hello {{ name }}",
+            "variable_schema": SCHEMA,
+        },
+        change={"title": "Good morning {{ name }}"},
+        invalid={"title": "{{ broken", "html_content": "", "text_content": "{% if %}", "variable_schema": {"type": 7}},
+        schemas=("variable_schema",),
+        free_form="variable_schema",
     ),
 )
 

@@ -6,11 +6,11 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Mail:
-    """One message to one person; `html` is optional."""
+    """One message to one person, as plain text, as HTML, or as both."""
 
     to: str
     subject: str
-    text: str
+    text: str | None = None
     html: str | None = None
     from_name: str | None = None
     from_alias: str | None = None

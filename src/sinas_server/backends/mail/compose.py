@@ -15,7 +15,8 @@ def compose(mail: Mail, domain: str) -> EmailMessage:
     message["Subject"] = mail.subject
     message["Date"] = formatdate(localtime=False)
     message["Message-ID"] = make_msgid(domain=domain)
-    message.set_content(mail.text)
-    if mail.html:
+    if mail.text is not None or mail.html is None:
+        message.set_content(mail.text or "")
+    if mail.html is not None:
         message.add_alternative(mail.html, subtype="html")
     return message

@@ -28,4 +28,10 @@ class OutboxMailer:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(bytes(compose(mail, self._domain)))
         draft.rename(path)
-        log.info("mail written to the outbox", to=mail.to, subject=mail.subject, file=str(path), text=mail.text.strip())
+        log.info(
+            "mail written to the outbox",
+            to=mail.to,
+            subject=mail.subject,
+            file=str(path),
+            text=(mail.text or mail.html or "").strip(),
+        )

@@ -1,0 +1,1 @@
+"""Templates: documents that users declare, rendered with variables and sent as mail."""

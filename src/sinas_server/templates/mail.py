@@ -1,0 +1,49 @@
+"""Templates as mail: sent to someone, or the words of the platform's own mails."""
+
+import structlog
+from pydantic import JsonValue
+
+from sinas_server.backends.mail import Mail
+from sinas_server.identity.mail import Letter, open_letter
+from sinas_server.kernel import lookup
+from sinas_server.kernel.errors import SinasError
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.templates.kind import TEMPLATE
+from sinas_server.templates.render import Rendered, render
+
+log = structlog.get_logger()
+
+
+def mail_of(rendered: Rendered, to: str, subject: str) -> Mail:
+    """The rendered template as a mail; `subject` is for templates without a title."""
+    import css_inline  # lazy: only those who send templates need it
+
+    # Mail programs ignore style sheets, so rules become attributes; nothing is fetched from anywhere.
+    inliner = css_inline.CSSInliner(load_remote_stylesheets=False, keep_at_rules=True)
+    title = " ".join((rendered.title or "").split())
+    return Mail(to=to, subject=title or subject, text=rendered.text, html=inliner.inline(rendered.html))
+
+
+async def send_letter(runtime: Runtime, payload: dict[str, JsonValue]) -> None:
+    """The handler of `mail.letter`. Raises `MailError`, which has the task tried again later."""
+    posted = open_letter(runtime, payload)
+    if posted.deliver:
+        await runtime.mailer.send(await _worded(runtime, posted.letter))
+
+
+async def _worded(runtime: Runtime, letter: Letter) -> Mail:
+    """The mail in the words of its template; in its own if there is none that works, so that nobody is locked out."""
+    template = await lookup.find(runtime.database, TEMPLATE, "default", letter.template)
+    if template is None or not template.is_active:
+        reason = "it is not there, or not active"
+    else:
+        try:
+            mail = mail_of(render(template, letter.variables), letter.plain.to, letter.plain.subject)
+        except SinasError as error:
+            reason = str(error).replace(letter.essential, "***")  # a schema's complaint shows what it complains of
+        else:
+            if all(letter.essential in part for part in (mail.text, mail.html) if part is not None):
+                return mail
+            reason = "it leaves out what the mail is for"
+    log.warning("a mail goes out in built-in words instead of its template's", template=letter.template, reason=reason)
+    return letter.plain
