@@ -66,7 +66,7 @@ def upgrade() -> None:
         sa.Column("user_email", sa.Text(), nullable=False),
         sa.Column("api_key_id", sa.Uuid(), nullable=True),
         sa.Column("owner_ids", sa.ARRAY(sa.Uuid()), server_default=sa.text("'{}'"), nullable=False),
-        sa.Column("function_id", sa.Uuid(), nullable=False),
+        sa.Column("function_id", sa.Uuid(), nullable=True),
         sa.Column("function_owner_id", sa.Uuid(), nullable=True),
         sa.Column("namespace", sa.String(length=255), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),

@@ -7,6 +7,7 @@ from typing import cast
 from uuid import UUID, uuid4
 
 import orjson
+import structlog
 from pydantic import JsonValue
 from sqlalchemy import Float, Integer, Uuid, bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -24,9 +25,12 @@ from sinas_server.kernel.tool import CallIdentity
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.schema import violations
 
+log = structlog.get_logger()
 QUEUE = "functions"
 MAX_DEPTH = 8
 """How many executions may wait for each other in a chain."""
+PATIENCE_SECONDS = 60.0
+"""How long the one who waits for the end waits at a time."""
 LOOK_SECONDS = 1.0
 """A lost signal delays an answer by at most this."""
 MAX_NOTE = 1 << 16
@@ -77,7 +81,11 @@ async def start(db: Db, runtime: Runtime, caller: Caller, function: Resource[Fun
 
 async def start_now(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> UUID:
     """Like `start`, in one round trip that commits by itself."""
-    values = _checked(runtime, caller, function, order)
+    return await store_now(runtime, caller, order, _checked(runtime, caller, function, order))
+
+
+async def store_now(runtime: Runtime, caller: Caller, order: Order, values: dict[str, object]) -> UUID:
+    """Record what `parameters` made, and wake a worker; gives the id of the one there is for the same tool call."""
     values["new_input_data"] = orjson.dumps(values["new_input_data"]).decode()
     if not await runtime.database.direct(_INSERT, values) and order.call is not None:
         return cast(UUID, (await runtime.database.lookup(_BY_CALL, _which(order.call)))[0].id)
@@ -155,9 +163,30 @@ def _depth(caller: Caller, order: Order) -> int:
 
 def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> dict[str, object]:
     """The parameters of `_INSERT`."""
-    _refuse_unrunnable(caller, function)
+    _refuse_unrunnable(function)
     _check_input(function.spec, order)
-    timeout, timeout_from = _limit(runtime, function.spec, order.timeout)
+    own = function.spec.timeout
+    usual = (float(own), "function") if own else (runtime.settings.function_timeout, "settings")
+    return {
+        **parameters(caller, order, usual),
+        "new_function_id": function.id,
+        "new_function_owner_id": function.owner_id,
+        "new_namespace": function.namespace,
+        "new_name": function.name,
+        "new_version": function.version,
+    }
+
+
+def parameters(caller: Caller, order: Order, usual: tuple[float, str]) -> dict[str, object]:
+    """What an execution records whatever it runs; `usual` is its time limit in seconds, and whose that is.
+
+    Raises `BadRequestError` for calls nested too deeply.
+    """
+    if caller.depth > MAX_DEPTH:
+        raise BadRequestError(f"functions are calling each other more than {MAX_DEPTH} deep")
+    timeout, timeout_from = usual
+    if order.timeout is not None and order.timeout < timeout:  # a request can only shorten it
+        timeout, timeout_from = float(order.timeout), "request"
     call = order.call
     return {
         "new_id": order.id,
@@ -166,11 +195,6 @@ def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec],
         "new_user_email": caller.email,
         "new_api_key_id": caller.api_key,
         "new_owner_ids": list(caller.owners),
-        "new_function_id": function.id,
-        "new_function_owner_id": function.owner_id,
-        "new_namespace": function.namespace,
-        "new_name": function.name,
-        "new_version": function.version,
         "new_trigger_type": order.trigger.value,
         "new_trigger_id": order.trigger_id,
         "new_parent_id": caller.credential if caller.via == "function" else None,
@@ -187,28 +211,18 @@ def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec],
     }
 
 
-def _refuse_unrunnable(caller: Caller, function: Resource[FunctionSpec]) -> None:
+def _refuse_unrunnable(function: Resource[FunctionSpec]) -> None:
     if function.spec.shared_pool:
         raise BadRequestError(
             f"function '{function.ref}' asks for the shared pool, which this release does not have yet; "
             "set shared_pool to false to run it in the sandbox"
         )
-    if caller.depth > MAX_DEPTH:
-        raise BadRequestError(f"functions are calling each other more than {MAX_DEPTH} deep")
 
 
 def _check_input(spec: FunctionSpec, order: Order) -> None:
     found = violations(spec.input_schema, dict(order.input))
     if found:
         raise InvalidError([((*order.location, *problem.path), problem.message) for problem in found], "json_schema")
-
-
-def _limit(runtime: Runtime, spec: FunctionSpec, asked: int | None) -> tuple[float, str]:
-    """The time limit in seconds, and whose it is; a request can only shorten it."""
-    limit, source = (
-        (float(spec.timeout), "function") if spec.timeout else (runtime.settings.function_timeout, "settings")
-    )
-    return (float(asked), "request") if asked is not None and asked < limit else (limit, source)
 
 
 async def of_call(runtime: Runtime, call: CallIdentity) -> ExecutionRow | None:
@@ -246,6 +260,18 @@ async def wait(runtime: Runtime, execution_id: UUID, timeout_seconds: float) -> 
             if left <= 0:
                 raise UnavailableError("the database is not available; the execution goes on when it is")
             await listener.wait(min(LOOK_SECONDS, left))
+
+
+async def wait_for_end(runtime: Runtime, execution_id: UUID) -> ExecutionRow:
+    """An execution once it has ended or paused, however long that and outages of the database take."""
+    while True:
+        try:
+            row = await wait(runtime, execution_id, PATIENCE_SECONDS)
+        except UnavailableError:
+            log.warning("waiting for the database", execution=str(execution_id))
+        else:
+            if row.has_stopped:
+                return row
 
 
 async def _look(runtime: Runtime, execution_id: UUID) -> ExecutionRow | None:

@@ -23,6 +23,7 @@ from sinas_server.backends.sandbox import (
     SandboxUnavailable,
     Task,
 )
+from sinas_server.functions.code import LIMIT_NAME, as_function, script_input
 from sinas_server.functions.execute import QUEUE, Standing, topic
 from sinas_server.functions.kind import FunctionSpec, legacy_entry_point
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
@@ -41,7 +42,11 @@ MAX_LOST = 5
 """An execution that outlives this many workers is taken for their killer."""
 TOKEN_MARGIN_SECONDS = 30.0
 """How much longer than the execution its token may live, if closing it should fail."""
-LIMIT_NAMES = {"function": "the function's own timeout", "request": "the request's timeout"}
+LIMIT_NAMES = {
+    "function": "the function's own timeout",
+    "request": "the request's timeout",
+    LIMIT_NAME: "CODE_EXECUTION_TIMEOUT",
+}
 STRICTEST_FIRST: tuple[Egress, ...] = ("none", "list", "public")
 CAUSES = {
     Ending.ERROR: Cause.ERROR,
@@ -169,6 +174,8 @@ async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
     found = await runtime.database.direct(_BEGIN, {**parameters, **_ours(row)})
     if not found:
         return None
+    if row.function_id is None:
+        return Begun(as_function(row), token)
     if found[0].spec is None:
         return Begun(None, token)
     stored = SecretContext("sealed", runtime.database.sealer)
@@ -206,6 +213,7 @@ def _sandbox(runtime: Runtime) -> Sandbox:
 
 def _task(runtime: Runtime, row: ExecutionRow, function: FunctionSpec, token: str) -> Task:
     settings = runtime.settings
+    is_code = row.function_id is None
     context: dict[str, JsonValue] = {
         "user_id": str(row.user_id),
         "user_email": row.user_email,
@@ -217,9 +225,9 @@ def _task(runtime: Runtime, row: ExecutionRow, function: FunctionSpec, token: st
     }
     return Task(
         code=function.code,
-        entry_points=tuple(dict.fromkeys(("handler", legacy_entry_point(row.name)))),
-        input=row.input_data,
-        context=context,
+        entry_points=() if is_code else tuple(dict.fromkeys(("handler", legacy_entry_point(row.name)))),
+        input=script_input(row) if is_code else row.input_data,
+        context={} if is_code else context,
         limits=Limits(
             wall_seconds=row.timeout,
             memory_bytes=settings.max_function_memory << 20,

@@ -20,22 +20,27 @@ SHARED_POOL = "sinas.functions.shared_pool:all"
 """The permission to have functions run as trusted code in the shared pool."""
 
 
-def _check_code(code: str, info: ValidationInfo) -> str:
-    """The code itself if Python can parse it; it is never compiled or run here."""
-    if is_stored(info):  # checked when it was written
-        return code
+def syntax_problem(code: str) -> str | None:
+    """Why Python cannot parse code, None if it can; the code is never compiled or run here."""
     if has_nul(code):
-        raise ValueError("source code must not contain NUL characters")
+        return "source code must not contain NUL characters"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ast.parse(code)
     except SyntaxError as error:
-        raise ValueError(f"Syntax error in line {error.lineno or 1}: {error.msg}") from error
-    except (RecursionError, MemoryError) as error:
-        raise ValueError("the code is nested too deeply") from error
+        return f"Syntax error in line {error.lineno or 1}: {error.msg}"
+    except (RecursionError, MemoryError):
+        return "the code is nested too deeply"
     except ValueError as error:  # lone surrogates
-        raise ValueError(f"the code is not valid text: {error}") from error
+        return f"the code is not valid text: {error}"
+    return None
+
+
+def _check_code(code: str, info: ValidationInfo) -> str:
+    problem = None if is_stored(info) else syntax_problem(code)  # what is stored was checked when it was written
+    if problem:
+        raise ValueError(problem)
     return code
 
 

@@ -81,7 +81,8 @@ class ExecutionRow(Leased, Base):
     """The owners of the functions that called it, whose rights limit it too."""
 
     # Of what.
-    function_id: Mapped[UUID]
+    function_id: Mapped[UUID | None]
+    """None for code that is no stored function: it stands in the input (see `code.py`)."""
     function_owner_id: Mapped[UUID | None]
     namespace: Mapped[str] = mapped_column(String(255))
     name: Mapped[str] = mapped_column(String(255))
@@ -103,7 +104,7 @@ class ExecutionRow(Leased, Base):
     input_data: Mapped[dict[str, JsonValue]] = mapped_column(JSON(none_as_null=True))
     timeout: Mapped[float]
     timeout_from: Mapped[str] = mapped_column(String(16))
-    """Whose limit that is: `function`, `request` or `settings`."""
+    """Whose limit that is: `function`, `request`, `settings` or, of code, `code`."""
     max_retries: Mapped[int]
     """How often it is tried again when its code fails."""
 

@@ -14,14 +14,13 @@ from sinas_server.functions.parameters import fixed, shown_schema
 from sinas_server.functions.tables import ExecutionRow, Status, Trigger
 from sinas_server.kernel import lookup
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError, UnavailableError
+from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, tool_name
 from sinas_server.kit.jinja import TemplateRenderError
 
 log = structlog.get_logger()
-PATIENCE_SECONDS = 60.0
 
 
 class FunctionTools:
@@ -60,12 +59,7 @@ class FunctionTools:
                 return ToolResult(f"Error: {error.detail}", is_error=True)
         else:
             execution_id = row.id
-        while row is None or not row.has_stopped:
-            try:
-                row = await execute.wait(runtime, execution_id, PATIENCE_SECONDS)
-            except UnavailableError:
-                log.warning("waiting for the database", execution=str(execution_id))
-        return _told(row)
+        return _told(await execute.wait_for_end(runtime, execution_id))
 
 
 def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool | None:

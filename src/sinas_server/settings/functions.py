@@ -15,6 +15,9 @@ class FunctionSettings(BaseSettings):
     function_timeout: float = Field(
         300, gt=0, description="Wall-clock limit of an execution, in seconds; a function may set its own."
     )
+    code_execution_timeout: float = Field(
+        120, gt=0, description="Wall-clock limit of code that an agent runs with `codeExecution`, in seconds."
+    )
     max_function_memory: int = Field(512, ge=32, description="Memory limit of an execution, in MB.")
     max_function_cpu: float = Field(1.0, gt=0, description="CPU limit of an execution, in cores.")
     function_egress: Literal["public", "list", "none"] = Field(

@@ -6,6 +6,7 @@ What must hold inside is written in `docs/architecture/sandbox.md`; one contract
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal, Protocol
 
 from pydantic import JsonValue
@@ -44,7 +45,11 @@ class Task:
 
     code: str
     entry_points: tuple[str, ...]
-    """Names of the function to call, tried in this order: `handler`, then the legacy name."""
+    """Names of the function to call, tried in this order: `handler`, then the legacy name.
+
+    Without any the code is a script: its input is `{"variables": {name: value}, "files": {relative path: base64}}`,
+    and its result is the value of its last expression, or else of its variable `result`.
+    """
     input: JsonValue
     context: Mapping[str, JsonValue]
     limits: Limits = field(default_factory=Limits)
@@ -80,6 +85,18 @@ class Stats:
     max_size: int
 
 
+@dataclass(frozen=True)
+class PackageSet:
+    """Installed packages that functions may import: one immutable directory."""
+
+    hash: str
+    """Of what is in it: two sets with the same hash hold the same files."""
+    path: Path
+    """What belongs on `sys.path`; every driver shows it read-only."""
+    preload: tuple[str, ...] = ()
+    """Modules worth importing once for all sandboxes. One that fails to, or leaves threads running, is left out."""
+
+
 class SandboxUnavailable(Exception):  # noqa: N818 - a state of the machine, not a mistake
     """No isolation level works on this machine; the message says why and what to do."""
 
@@ -100,6 +117,14 @@ class Sandbox(Protocol):
 
         Cancelling the awaiting task kills the execution and everything it started. `on_output` is called with
         decoded text as it is printed.
+        """
+        ...
+
+    async def use(self, packages: PackageSet | None) -> None:
+        """Run from now on with these packages, None for none; what runs goes on with those it started with.
+
+        Also called with the set in use, to have every waiting sandbox made anew. Raises `SandboxUnavailable` when
+        that fails, and then nothing has changed.
         """
         ...
 

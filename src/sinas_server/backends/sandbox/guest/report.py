@@ -14,7 +14,7 @@ MAX_TRACEBACK = 64_000
 def one_line(error: BaseException) -> str:
     """The exception with its message, as Python would name it, on one line."""
     kind = type(error)
-    prefix = "" if kind.__module__ in {"builtins", MODULE} else f"{kind.__module__}."
+    prefix = "" if kind.__module__ in {"builtins", "__main__", MODULE} else f"{kind.__module__}."
     try:
         message = " ".join(str(error).split())
     except Exception:  # noqa: BLE001 - the user's own __str__ runs here

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable
 from typing import BinaryIO, Final, NoReturn, TypedDict, cast
 
-from . import frames, report
+from . import frames, report, script
 
 CHANNEL: Final = 3
 """The descriptor of the private socket to the host."""
@@ -25,6 +25,7 @@ class Request(TypedDict):
     code: str
     filename: str
     entry_points: list[str]
+    """None of them: the code is a script."""
     input: object
     context: dict[str, object]
     env: dict[str, str]
@@ -56,7 +57,7 @@ def serve(scratch: str) -> NoReturn:
     request: Request = json.loads(body)
     del body
     _receive(request)
-    answer = _answer(request)
+    answer = _answer(request, scratch)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the user's code may have replaced or closed it
             stream.flush()
@@ -97,13 +98,16 @@ def _no_input(_prompt: object = "", /) -> str:
     raise RuntimeError("input() is not available in the sandbox: nobody can answer here. Pass the value as input.")
 
 
-def _answer(request: Request) -> bytes:
+def _answer(request: Request, scratch: str) -> bytes:
     """The reply as JSON, whatever the user's code does."""
     reply: Reply = {"entry_point": None, "traceback": None}
     result = b"null"
     try:
-        handler, reply["entry_point"] = _load(request)
-        value = handler(request["input"], request["context"])
+        if request["entry_points"]:
+            handler, reply["entry_point"] = _load(request)
+            value = handler(request["input"], request["context"])
+        else:
+            value = script.run(request["code"], request["filename"], request["input"], scratch)
         if inspect.isawaitable(value):
             value = _finish(value)
         result = _encode(value)

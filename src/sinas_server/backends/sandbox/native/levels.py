@@ -77,11 +77,15 @@ def guest_config(config: SandboxConfig, interpreter: Interpreter, *, memory_coun
     )
 
 
-def without_namespaces(guest: Config, config: SandboxConfig) -> Config:
-    """The same with real paths and a directory for temporary files."""
+def _make_scratch(guest: Config) -> str:
     scratch = tempfile.mkdtemp(prefix="sinas-sandbox-")
     if guest["host_uid"] is not None:
         os.chown(scratch, guest["host_uid"], guest["host_uid"])
+    return scratch
+
+
+def without_namespaces(guest: Config, config: SandboxConfig, scratch: str) -> Config:
+    """The same with real paths and a directory for temporary files."""
     packages = [str(path) for path in config.packages]
     standard = [path for path in guest["sys_path"] if not path.startswith(PACKAGES)]
     mounts = [(source, source) for source, _ in guest["tree"]["mounts"]]
@@ -92,6 +96,12 @@ def without_namespaces(guest: Config, config: SandboxConfig) -> Config:
         "sys_path": [*standard, *packages],
         "tree": {"mounts": mounts, "links": []},
     }
+
+
+def with_packages(ground: Ground, config: SandboxConfig) -> Config:
+    """The zygote's configuration on the same ground for other packages."""
+    guest = guest_config(config, ground.interpreter, memory_counted=ground.groups is not None)
+    return guest if ground.config["namespaces"] else without_namespaces(guest, config, ground.config["scratch"])
 
 
 async def start_zygote(interpreter: Interpreter, config: Config) -> Zygote:
@@ -126,7 +136,7 @@ async def survey(config: SandboxConfig) -> tuple[Ground, Zygote]:
         reason = "each execution has its own user, PID, mount, network, IPC and UTS namespace"
     except SandboxUnavailable as error:
         missing.append(NO_NAMESPACES.format(error=error))
-        guest = without_namespaces(guest, config)
+        guest = without_namespaces(guest, config, _make_scratch(guest))
         name, reason = LevelName.LANDLOCK, "each execution is confined by Landlock and a system call filter only"
         try:
             zygote = await start_zygote(interpreter, guest)

@@ -33,6 +33,7 @@ class Member:
     child: Child
     slot: Slot | None
     limits: Limits
+    zygote: Zygote
 
 
 def same_shape(one: Limits, other: Limits) -> bool:
@@ -70,6 +71,7 @@ class Pool:
         self._closed = False
         self._wake = asyncio.Event()
         self._filling: asyncio.TimerHandle | None = None
+        self._outgoing: set[Zygote] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -206,9 +208,35 @@ class Pool:
             self._spawn_task(self._add())
 
     async def _renew(self) -> None:
-        await self.zygote.close()
-        self.zygote = await self._new_zygote()
-        self.zygote.on_death(self._wake.set)
+        dead = self.zygote
+        await dead.close()
+        renewed = await self._new_zygote()
+        if self.zygote is dead:
+            self._take_up(renewed)
+        else:  # switched meanwhile
+            await renewed.close()
+
+    def _take_up(self, zygote: Zygote) -> None:
+        self.zygote = zygote
+        zygote.on_death(self._wake.set)
+
+    async def switch(self, zygote: Zygote) -> None:
+        """Make sandboxes of another zygote from now on; the one before ends with the last execution it started."""
+        if self._closed:
+            await zygote.close()
+            raise SandboxUnavailable("the sandbox is closed")
+        before = self.zygote
+        self._take_up(zygote)
+        while self._idle:
+            self._retire(self._idle.popleft())
+        self._outgoing.add(before)
+        self._spawn_task(self._see_off(before))
+        self._wake.set()
+
+    async def _see_off(self, zygote: Zygote) -> None:
+        await zygote.childless()
+        await zygote.close()
+        self._outgoing.discard(zygote)
 
     async def _add(self) -> None:
         member: Member | None = None
@@ -224,6 +252,9 @@ class Pool:
             self._starting -= 1
             self._wake.set()
         if member is None:
+            return
+        if member.zygote is not self.zygote:  # switched meanwhile
+            self._retire(member)
             return
         while self._waiting and not self._closed:
             waiting = self._waiting.popleft()
@@ -244,9 +275,10 @@ class Pool:
             self._retire(member)
 
     async def _make(self, limits: Limits) -> Member:
-        child = await self.zygote.spawn(limits)
+        zygote = self.zygote
+        child = await zygote.spawn(limits)
         if self._groups is None:
-            return Member(child, None, limits)
+            return Member(child, None, limits, zygote)
         try:
             slot = await self._confine(self._groups, child, limits)
         except BaseException as error:
@@ -255,7 +287,7 @@ class Pool:
             if isinstance(error, OSError):
                 raise SpawnError(f"the control group refused: {error}") from error
             raise
-        return Member(child, slot, limits)
+        return Member(child, slot, limits, zygote)
 
     async def _confine(self, groups: Groups, child: Child, limits: Limits) -> Slot:
         """Put a sandbox into a control group. Raises `OSError`."""
@@ -279,7 +311,8 @@ class Pool:
                 waiting.set_exception(SandboxUnavailable("the sandbox is closed"))
         while self._idle:
             self._retire(self._idle.popleft())
-        await self.zygote.close()
+        for zygote in (self.zygote, *self._outgoing):
+            await zygote.close()
         while self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
         await self.zygote.close()  # one that was being started meanwhile

@@ -2,13 +2,15 @@
 
 import asyncio
 import shutil
+from dataclasses import replace
 
-from sinas_server.backends.sandbox import OnOutput, Outcome, SandboxUnavailable, Stats, Task
+from sinas_server.backends.sandbox import OnOutput, Outcome, PackageSet, SandboxUnavailable, Stats, Task
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.egress import EgressProxy, make_policy
+from sinas_server.backends.sandbox.guest.zygote import Config
 from sinas_server.backends.sandbox.native.cgroups import Groups
 from sinas_server.backends.sandbox.native.execution import Execution
-from sinas_server.backends.sandbox.native.levels import Ground, Level, start_zygote, survey
+from sinas_server.backends.sandbox.native.levels import Ground, Level, start_zygote, survey, with_packages
 from sinas_server.backends.sandbox.native.pool import Member, Pool, PoolSize
 from sinas_server.backends.sandbox.native.watchdog import Watchdog
 from sinas_server.backends.sandbox.native.zygote import Zygote
@@ -22,6 +24,9 @@ class NativeSandbox:
         self._config = config
         self._policy = make_policy(config.allowed_hosts, config.platform_hosts, config.platform_port)
         self._ground: Ground | None = None
+        self._guest: Config | None = None
+        """What the zygotes of now are started with."""
+        self._switching = asyncio.Lock()
         self._pool: Pool | None = None
         self._watchdog = Watchdog()
 
@@ -29,6 +34,7 @@ class NativeSandbox:
         """Find the isolation level and fill the pool. Raises `SandboxUnavailable`."""
         config = self._config
         self._ground, zygote = await survey(config)
+        self._guest = self._ground.config
         size = PoolSize(config.min_size, config.max_size, config.min_idle, config.acquire_timeout)
         self._pool = Pool(size, config.limits, self._ground.groups, zygote, self._new_zygote)
         try:
@@ -38,9 +44,33 @@ class NativeSandbox:
             raise
 
     async def _new_zygote(self) -> Zygote:
-        if self._ground is None:
+        if self._ground is None or self._guest is None:
             raise SandboxUnavailable("the sandbox was not started")
-        return await start_zygote(self._ground.interpreter, self._ground.config)
+        return await start_zygote(self._ground.interpreter, self._guest)
+
+    async def use(self, packages: PackageSet | None) -> None:
+        """Run from now on with these packages. Raises `SandboxUnavailable`, and then nothing has changed."""
+        if self._ground is None or self._pool is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        async with self._switching:
+            zygote = await self._zygote_with(self._ground, packages)
+            await self._pool.switch(zygote)
+
+    async def _zygote_with(self, ground: Ground, packages: PackageSet | None) -> Zygote:
+        if packages is None:
+            return await self._zygote_of(ground, self._config)
+        wanted = replace(self._config, packages=(*self._config.packages, packages.path))
+        try:
+            return await self._zygote_of(ground, replace(wanted, preload=(*wanted.preload, *packages.preload)))
+        except SandboxUnavailable:
+            # A package that ends or hangs the process that imports it must not take all functions down.
+            return await self._zygote_of(ground, wanted)
+
+    async def _zygote_of(self, ground: Ground, config: SandboxConfig) -> Zygote:
+        guest = with_packages(ground, config)
+        zygote = await start_zygote(ground.interpreter, guest)
+        self._guest = guest
+        return zygote
 
     @property
     def level(self) -> Level:

@@ -103,6 +103,7 @@ class Zygote:
         self._spawning: dict[int, asyncio.Future[int]] = {}
         self._last = 0
         self._on_death: list[Callable[[], None]] = []
+        self._on_childless: list[asyncio.Future[None]] = []
         self.alive = True
         self._loop.add_reader(control.fileno(), self._receive)
 
@@ -114,6 +115,20 @@ class Zygote:
     def on_death(self, callback: Callable[[], None]) -> None:
         """Call when the zygote has died by itself."""
         self._on_death.append(callback)
+
+    async def childless(self) -> None:
+        """Wait until every sandbox it has made is gone."""
+        if self._children:
+            gone: asyncio.Future[None] = self._loop.create_future()
+            self._on_childless.append(gone)
+            await gone
+
+    def _note_childless(self) -> None:
+        if not self._children:
+            for waiting in self._on_childless:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._on_childless.clear()
 
     async def spawn(self, limits: Limits) -> Child:
         """A confined process that is ready for a request. Raises `SpawnError`."""
@@ -196,6 +211,7 @@ class Zygote:
             child = self._children.pop(message["exit"], None)
             if child is not None and not child.exited.done():
                 child.exited.set_result(Exit(message.get("signal"), message.get("code")))
+            self._note_childless()
         for fd in descriptors:  # of a spawn that nobody waits for any more
             signal.pidfd_send_signal(fd, signal.SIGKILL)
             os.close(fd)
@@ -219,6 +235,7 @@ class Zygote:
                 child.exited.set_result(Exit(signal.SIGKILL, None, restarted=True))
         self._spawning.clear()
         self._children.clear()
+        self._note_childless()
         self._process.kill()  # and with it, by PDEATHSIG and the PID namespace, everything below
 
     async def close(self) -> None:
