@@ -1,4 +1,4 @@
-"""The HTTP applications: the runtime API at the root, the management API at `/api/v1`."""
+"""The HTTP applications: the runtime API at the root, the management API and the OpenAI adapter below it."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,22 +17,29 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sinas_server.catalog import MANAGEMENT_ROUTERS, RUNTIME_ROUTERS
+from sinas_server.catalog import ADAPTER_ROUTERS, MANAGEMENT_ROUTERS, RUNTIME_ROUTERS
 from sinas_server.kernel.errors import UnavailableError
-from sinas_server.kernel.http import JsonAnswer, Run, install_error_handlers, new_router
+from sinas_server.kernel.http import Form, JsonAnswer, Problem, Run, detail_form, install_error_handlers, new_router
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.security_schemes import describe_credentials, mark_protected
+from sinas_server.openai_adapter.errors import openai_form
 from sinas_server.settings import Settings
 
 VERSION = version("sinas-server")
 MAX_BODY_BYTES = 32 << 20
 TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES >> 20} MB"
 MANAGEMENT_PATH = "/api/v1"
+ADAPTER_PATH = "/adapters/openai"
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
 ALLOWED_HEADERS = ["Authorization", "Content-Type", "X-API-Key", "X-Application", "X-Chat-ID", "If-Match", "X-Trigger"]
 EXPOSED_HEADERS = ["X-Next-Cursor", "X-Truncated", "X-Chat-ID", "ETag", "Retry-After"]
 
 OpenRuntime = Callable[[], AbstractAsyncContextManager[Runtime]]
+
+
+def refusal(scope: Scope, problem: Problem) -> Response:
+    """A request refused before it is routed, in the form of whatever it was for."""
+    return (openai_form if scope["path"].startswith(f"{ADAPTER_PATH}/") else detail_form)(problem)
 
 
 class CleanPath:
@@ -47,7 +54,8 @@ class CleanPath:
             path = scope["path"]
             if "\x00" in path or b"%00" in scope.get("query_string", b""):
                 detail = [{"loc": ["path"], "msg": "NUL characters are not allowed", "type": "value_error"}]
-                await JsonAnswer({"detail": detail, "code": "invalid"}, 422)(scope, receive, send)
+                problem = Problem(422, {"detail": detail, "code": "invalid"})
+                await refusal(scope, problem)(scope, receive, send)
                 return
             if len(path) > 1 and path.endswith("/"):
                 scope = {**scope, "path": path.rstrip("/") or "/"}
@@ -67,7 +75,8 @@ class BodyLimit:
             return
         said = Headers(scope=scope).get("content-length", "0")
         if len(said) > 18 or (said.isdecimal() and int(said) > MAX_BODY_BYTES):
-            await JsonAnswer({"detail": TOO_LARGE, "code": "too_large"}, 413)(scope, receive, send)
+            problem = Problem(413, {"detail": TOO_LARGE, "code": "too_large"})
+            await refusal(scope, problem)(scope, receive, send)
             return
         size = 0
 
@@ -170,7 +179,9 @@ def _middleware(settings: Settings) -> list[Middleware]:
     ]
 
 
-def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str = "") -> FastAPI:
+def _api(
+    title: str, description: str, routers: Sequence[APIRouter], prefix: str = "", form: Form = detail_form
+) -> FastAPI:
     app = FastAPI(
         title=title,
         description=description,
@@ -181,7 +192,7 @@ def _api(title: str, description: str, routers: Sequence[APIRouter], prefix: str
         strict_content_type=False,
         servers=[{"url": prefix or "/"}],
     )
-    install_error_handlers(app)
+    install_error_handlers(app, form)
     for router in routers:
         mark_protected(router)
         app.include_router(router)
@@ -203,13 +214,22 @@ def create_app(settings: Settings, open_runtime: OpenRuntime) -> FastAPI:
         "What applications and their users call: login, chats, executions.",
         (_health_router(), *RUNTIME_ROUTERS),
     )
+    adapter = _api(
+        "Sinas OpenAI adapter",
+        "Agents and models behind the API of OpenAI: point its SDKs here.",
+        ADAPTER_ROUTERS,
+        ADAPTER_PATH,
+        openai_form,
+    )
     _add_assets(runtime_api)
     runtime_api.mount(MANAGEMENT_PATH, management)
+    runtime_api.mount(ADAPTER_PATH, adapter)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_runtime() as runtime:
-            runtime_api.state.runtime = management.state.runtime = runtime
+            for part in (runtime_api, management, adapter):
+                part.state.runtime = runtime
             yield
 
     runtime_api.router.lifespan_context = lifespan

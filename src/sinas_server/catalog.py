@@ -35,6 +35,8 @@ from sinas_server.kernel.purge import PURGE_LOOP
 from sinas_server.kernel.routes import crud_router
 from sinas_server.kernel.runtime import Departure, Runtime, TaskHandler
 from sinas_server.kernel.tool import Toolset
+from sinas_server.openai_adapter.models import MODELS
+from sinas_server.openai_adapter.routes import adapter_router
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
 from sinas_server.providers.kind import PROVIDER
 from sinas_server.secrets import routes as secrets
@@ -51,7 +53,7 @@ from sinas_server.templates.mail import send_letter
 KINDS: tuple[AnyKind, ...] = (PROVIDER, SECRET, SKILL, FUNCTION, AGENT, TEMPLATE)
 """In the order in which they are applied: what is referred to comes first."""
 
-RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS)
+RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS, MODELS)
 """What permissions are about besides the kinds."""
 
 RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
@@ -77,6 +79,9 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     config.router,
 )
 """Mounted at `/api/v1`."""
+
+ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router,)
+"""Mounted at `/adapters/openai`."""
 
 TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools())
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter}

@@ -30,7 +30,7 @@ async def test_health(client: httpx2.AsyncClient) -> None:
     assert (await client.get("/health/")).json() == {"status": "healthy"}
 
 
-@pytest.mark.parametrize("prefix", ["", "/api/v1"])
+@pytest.mark.parametrize("prefix", ["", "/api/v1", "/adapters/openai"])
 async def test_docs_need_nothing_from_elsewhere(prefix: str, client: httpx2.AsyncClient) -> None:
     page = await client.get(f"{prefix}/docs")
     assert page.status_code == 200

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from sinas_server.backends.llm import Answer, ModelRequest, ProviderConfig, TextPart, UserMessage
+from sinas_server.backends.llm import ModelRequest, ProviderConfig, TextDelta, TextPart, UserMessage
 from sinas_server.backends.llm.open import open_model
 
 
@@ -25,7 +25,7 @@ async def asked(url: str, said: str) -> list[str]:
     """The pieces of the answer."""
     model = open_model(ProviderConfig("openai", None, f"{url}/v1"))
     request = ModelRequest("fake-large", (UserMessage((TextPart(said),)),))
-    pieces = [event.text async for event in model.stream(request) if not isinstance(event, Answer)]
+    pieces = [event.text async for event in model.stream(request) if isinstance(event, TextDelta)]
     await model.close()
     return pieces
 

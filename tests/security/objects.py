@@ -74,6 +74,11 @@ class Objects:
         self.agents.append({"namespace": "default", "name": name, "agent_name": name, "version": "1"})
         return self.agents[-1]
 
+    async def model(self) -> Places:
+        """An agent as a model of the adapter."""
+        agent = await self.agent()
+        return {**agent, "model_id": f"agent:default/{agent['name']}"}
+
     async def chat(self, content: str = "hello") -> Places:
         agent = self.agents[0] if self.agents else await self.agent()
         made = await self._post(self.owner, f"/agents/default/{agent['name']}/chats", {})
@@ -163,6 +168,7 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/skills/{", Objects.skill),
     ("/agents/{", Objects.agent),
     ("/agents/default$", Objects.default_agent),
+    ("/adapters/openai/v1/(models/{|chat/)", Objects.model),
     ("/llm-providers/{", Objects.provider),
     ("/approve-tool/", Objects.waiting_chat),
     ("/chats/{", Objects.chat),
@@ -217,6 +223,7 @@ BODIES: dict[str, Body] = {
     "functions_execute": lambda make, at: {"input": {}},
     "functions_execute_async": lambda make, at: {"input": {}, "delay_seconds": 3600},
     "executions_resume": lambda make, at: {"input": "yes"},
+    "openai_complete": lambda make, at: {"model": at["model_id"], "messages": [{"role": "user", "content": "hello"}]},
     "chats_create": lambda make, at: {},
     "chats_update": lambda make, at: {"title": "other"},
     "chats_send": lambda make, at: {"content": "hello"},

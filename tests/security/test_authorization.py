@@ -1,4 +1,4 @@
-"""Every route of both documents, every sort of caller, every way to carry a credential, against a reviewed table.
+"""Every route of every document, every sort of caller, every way to carry a credential, against a reviewed table.
 
 The table is `authorization.csv`: a line per route with the permissions it takes and the status that each sort of
 caller gets. A new route needs a line there, and, if it takes parameters of a new sort, an entry in `objects.py`.
@@ -41,12 +41,12 @@ Headers = dict[str, str]
 
 
 def operations(app: FastAPI) -> dict[str, str]:
-    """`METHOD /path` → operation id, of both documents."""
-    mounted = next(route.app for route in app.routes if isinstance(route, Mount) and route.path == "/api/v1")
-    assert isinstance(mounted, FastAPI)
+    """`METHOD /path` → operation id, of every document."""
+    mounted = {route.path: route.app for route in app.routes if isinstance(route, Mount)}
     return {
         f"{method.upper()} {prefix}{path}": operation["operationId"]
-        for prefix, part in (("", app), ("/api/v1", mounted))
+        for prefix, part in {"": app, **mounted}.items()
+        if isinstance(part, FastAPI)
         for path, item in part.openapi()["paths"].items()
         for method, operation in item.items()
     }

@@ -39,6 +39,7 @@ class Wanted:
     expires_in: int | None = None
     job_timeout: int | None = None
     keep_alive: bool | None = None
+    archived: bool = False
 
 
 async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted: Wanted) -> ChatRow:
@@ -59,6 +60,7 @@ async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted
         "job_timeout": wanted.job_timeout,
         "keep_alive": agent.spec.default_keep_alive if wanted.keep_alive is None else wanted.keep_alive,
         "expires_at": expires,
+        "archived": wanted.archived,
     }
     return (await db.execute(insert(ChatRow).values(**values).returning(ChatRow))).scalar_one()
 

@@ -105,7 +105,8 @@ class FileContentPart(_ContentPart):
 ContentPart = Annotated[
     TextContentPart | ImageContentPart | AudioContentPart | FileContentPart, Field(discriminator="type")
 ]
-Content = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | Annotated[list[ContentPart], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Content = Text | Annotated[list[ContentPart], Field(min_length=1)]
 
 
 def stored(content: Content) -> tuple[str | None, list[JsonValue] | None]:

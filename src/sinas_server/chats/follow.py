@@ -46,7 +46,15 @@ def _block(event: StreamEvent) -> bytes:
 async def follow(
     runtime: Runtime, channel_id: UUID, after: Position, idle_seconds: float = IDLE_SECONDS
 ) -> AsyncIterator[bytes]:
-    """The events of a channel after a position, each as one block, until its end. Holds no database connection.
+    """The events of a channel after a position as server-sent events, each as one block, until its end."""
+    async for event in happenings(runtime, channel_id, after, idle_seconds):
+        yield sse.PING if event is None else _block(event)
+
+
+async def happenings(
+    runtime: Runtime, channel_id: UUID, after: Position, idle_seconds: float = IDLE_SECONDS
+) -> AsyncIterator[StreamEvent | None]:
+    """The events of a channel after a position until its end, None as a sign of life. Holds no database connection.
 
     Redis may lose the channel meanwhile: its writer writes it again, under the same ids.
     """
@@ -58,12 +66,12 @@ async def follow(
             for event in events:
                 fresh, position = trimmed(event, position), max(position, event.position)
                 if fresh is not None:
-                    yield _block(fresh)
+                    yield fresh
                 if event.name in ENDS:
                     return
             silent = not await listener.wait(idle_seconds)
             if silent:
-                yield sse.PING
+                yield None
 
 
 async def _look(runtime: Runtime, channel_id: UUID, after: Position, *, silent: bool) -> list[StreamEvent]:

@@ -12,7 +12,7 @@ import orjson
 from pydantic import JsonValue
 from sqlalchemy.exc import SQLAlchemyError
 
-from sinas_server.backends.llm import Answer, Message, ProviderError, TextDelta, ThinkingDelta
+from sinas_server.backends.llm import Answer, Event, Message, ProviderError, TextDelta, ThinkingDelta
 from sinas_server.chats.ask import ask
 from sinas_server.chats.calls import as_calls, carry_out, cleaned, storable
 from sinas_server.chats.events import content
@@ -145,12 +145,12 @@ class AgentLoop:
             raise ProviderError("the model's answer has no end")
         return replace(answer, native=storable(answer.native))
 
-    def _say(self, speech: Speech, event: TextDelta | ThinkingDelta) -> None:
+    def _say(self, speech: Speech, event: Event) -> None:
         if self.turn.structured:  # sent in one piece, once it is known to be the final answer
             return
         if isinstance(event, TextDelta):
             speech.add("content", cleaned(event.text))
-        elif self.turn.include_thinking:
+        elif isinstance(event, ThinkingDelta) and self.turn.include_thinking:
             speech.add("thinking", cleaned(event.text))
 
 

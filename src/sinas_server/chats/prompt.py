@@ -10,6 +10,7 @@ from sinas_server.backends.llm import (
     AssistantMessage,
     Message,
     ModelRequest,
+    Sampling,
     SystemMessage,
     TextPart,
     ToolSpec,
@@ -47,7 +48,7 @@ class Prompt:
             model=self.model,
             messages=(*self.opening, *history),
             tools=tuple(ToolSpec(tool.name, tool.description, tool.parameters) for tool in self.tools.values()),
-            temperature=self.agent.temperature,
+            sampling=Sampling(temperature=self.agent.temperature),
             max_tokens=self.agent.max_tokens,
             output_schema=self.agent.output_schema or None,
         )

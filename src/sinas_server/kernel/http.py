@@ -1,6 +1,7 @@
 """The HTTP edge that every router shares: strict JSON bodies, what a handler may ask for, and rendering errors."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from json import JSONDecodeError
 from typing import Annotated, Any, cast
 
@@ -104,15 +105,33 @@ class JsonAnswer(Response):
         return orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
 
 
-def _sinas_error(request: Request, error: Exception) -> Response:
+@dataclass(frozen=True)
+class Problem:
+    """An error as it is to be sent, before it is given a form."""
+
+    status: int
+    body: Mapping[str, Any]
+    """`detail` (a text, or FastAPI's list of `{loc, msg, type}`) and mostly `code`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Form = Callable[[Problem], Response]
+
+
+def detail_form(problem: Problem) -> Response:
+    """Our own form: `{"detail": ..., "code": ...}`."""
+    return JsonAnswer(problem.body, problem.status, headers=dict(problem.headers))
+
+
+def _sinas_error(request: Request, error: Exception) -> Problem:
     known = cast(SinasError, error)
-    return JsonAnswer(known.body(), known.status, headers=known.headers)
+    return Problem(known.status, known.body(), known.headers)
 
 
-def _invalid(request: Request, error: Exception) -> Response:
+def _invalid(request: Request, error: Exception) -> Problem:
     problems = cast(RequestValidationError, error).errors()
     detail = [{"loc": list(p["loc"]), "msg": _message(p), "type": p["type"]} for p in problems]
-    return JsonAnswer({"detail": detail, "code": "invalid"}, 422)
+    return Problem(422, {"detail": detail, "code": "invalid"})
 
 
 def _message(problem: dict[str, Any]) -> str:
@@ -120,29 +139,44 @@ def _message(problem: dict[str, Any]) -> str:
     return f"{problem['msg']}: {reason}" if reason else problem["msg"]
 
 
-def _http_error(request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Problem:
     known = cast(HTTPException, error)
-    return JsonAnswer({"detail": known.detail}, known.status_code, headers=dict(known.headers or {}))
+    return Problem(known.status_code, {"detail": known.detail}, known.headers or {})
 
 
-def _database_error(request: Request, error: Exception) -> Response:
+def _database_error(request: Request, error: Exception) -> Problem:
     if isinstance(error, DataError):
-        return JsonAnswer({"detail": "a value is out of the range that can be stored", "code": "invalid"}, 422)
+        return Problem(422, {"detail": "a value is out of the range that can be stored", "code": "invalid"})
     if is_lost(error) or is_busy(error):
         busy = UnavailableError("the database is not available; try again", {"Retry-After": "1"})
         return _sinas_error(request, busy)
     return _unexpected(request, error)
 
 
-def _unexpected(request: Request, error: Exception) -> Response:
+def _unexpected(request: Request, error: Exception) -> Problem:
     log.error("request failed unexpectedly", method=request.method, path=request.url.path, exc_info=error)
-    return JsonAnswer({"detail": "Internal server error", "code": "internal_error"}, 500)
+    return Problem(500, {"detail": "Internal server error", "code": "internal_error"})
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Render every error as `{"detail": ...}`."""
-    app.add_exception_handler(SinasError, _sinas_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(SQLAlchemyError, _database_error)
-    app.add_exception_handler(Exception, _unexpected)
+HANDLERS: tuple[tuple[type[Exception], Callable[[Request, Exception], Problem]], ...] = (
+    (SinasError, _sinas_error),
+    (RequestValidationError, _invalid),
+    (HTTPException, _http_error),
+    (SQLAlchemyError, _database_error),
+    (Exception, _unexpected),
+)
+
+
+def install_error_handlers(app: FastAPI, form: Form = detail_form) -> None:
+    """Render every error in one form."""
+    for kind, describe in HANDLERS:
+        app.add_exception_handler(kind, _handler(describe, form))
+
+
+def _handler(
+    describe: Callable[[Request, Exception], Problem], form: Form
+) -> Callable[[Request, Exception], Coroutine[Any, Any, Response]]:
+    async def handle(request: Request, error: Exception) -> Response:
+        return form(describe(request, error))
+
+    return handle

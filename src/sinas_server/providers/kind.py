@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 from sqlalchemy import select
 
-from sinas_server.backends.llm.scripted import ScriptedRules
+from sinas_server.backends.llm.scripted import MODEL_NAME, ScriptedRules
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
 from sinas_server.kernel.kind import Kind, Spec
@@ -34,7 +34,10 @@ class ProviderSpec(Spec):
     default_model: str | None = Field(
         default=None, max_length=255, description="The model used where an agent names none."
     )
-    models: list[str] = Field(default=[], description="Models it offers; the first is used if there is no default.")
+    models: list[str] = Field(
+        default=[],
+        description="Models it offers; the first is the default's stand-in. The OpenAI adapter is closed to others.",
+    )
     config: dict[str, JsonValue] = Field(
         default={}, description="More settings: `max_tokens`, `organization_id`, `timeout`; the rules of `scripted`."
     )
@@ -61,6 +64,12 @@ class ProviderSpec(Spec):
     def model(self) -> str | None:
         """The model used where nobody names one."""
         return self.default_model or (self.models[0] if self.models else None)
+
+    @property
+    def offered(self) -> list[str]:
+        """The models it is known to offer, the default first."""
+        named = [name for name in (self.default_model, *self.models) if name]
+        return list(dict.fromkeys(named)) or ([MODEL_NAME] if self.provider_type == "scripted" else [])
 
 
 async def _one_default(db: Db, old: Resource[ProviderSpec] | None, new: Resource[ProviderSpec] | None) -> None:

@@ -66,6 +66,11 @@ async def resolve_now(database: Database, provider_id: UUID | None, model: str |
     return _resolved(provider, provider_id, model)
 
 
+def direct(provider: Resource[ProviderSpec], model: str) -> Resolved:
+    """One of a provider's models, named by whoever asks."""
+    return Resolved(provider.id, provider.name, _config(provider.spec), model)
+
+
 def _resolved(provider: Resource[ProviderSpec] | None, provider_id: UUID | None, model: str | None) -> Resolved:
     if provider is None or not provider.is_active:
         what = "The agent's LLM provider is not available" if provider_id else "No LLM provider is configured"

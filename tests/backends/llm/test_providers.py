@@ -17,6 +17,7 @@ from sinas_server.backends.llm import (
     LanguageModel,
     MediaPart,
     ProviderConfig,
+    Sampling,
     TextDelta,
     TextPart,
     ToolCall,
@@ -43,7 +44,7 @@ async def test_streams_text_and_ends_with_the_whole_answer(fake: FakeLLM, model:
 
 
 async def test_sends_model_messages_and_settings(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
-    request = replace(ask("Hi", tools=(WEATHER,)), temperature=0.25, max_tokens=77)
+    request = replace(ask("Hi", tools=(WEATHER,)), sampling=Sampling(temperature=0.25), max_tokens=77)
     await collect(model, request)
     body = fake.requests[0].body
     assert body["model"] == "fake-large"

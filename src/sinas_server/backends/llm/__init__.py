@@ -87,15 +87,39 @@ class ToolSpec:
 
 
 @dataclass(frozen=True)
+class ToolChoice:
+    """Which tools the model may call: any or none as it likes, none, at least one, or exactly the named one."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the model picks its words, where the caller has an opinion; providers ignore what they do not have."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    reasoning: Literal["minimal", "low", "medium", "high"] | None = None
+
+
+@dataclass(frozen=True)
 class ModelRequest:
-    """One request to a model."""
+    """One request to a model. `stream_calls`: yield `ToolCallDelta`s too."""
 
     model: str
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
-    temperature: float | None = None
+    sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     output_schema: Mapping[str, JsonValue] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    stream_calls: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +147,16 @@ class ThinkingDelta:
 
 
 @dataclass(frozen=True)
+class ToolCallDelta:
+    """The next piece of the arguments of call number `index`; its first piece has the id and the name too."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """The whole answer; always the last event of a stream.
 
@@ -137,7 +171,7 @@ class Answer:
     finish_reason: str = "stop"
 
 
-Event = TextDelta | ThinkingDelta | Answer
+Event = TextDelta | ThinkingDelta | ToolCallDelta | Answer
 
 
 class ProviderError(Exception):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from functools import lru_cache
+from typing import cast
 
 import httpx2
 import pydantic_ai.messages as ai
@@ -18,10 +19,11 @@ from sinas_server.backends.llm import (
     ProviderError,
     TextDelta,
     ThinkingDelta,
+    ToolCallDelta,
 )
 from sinas_server.backends.llm.connection import Adapter, Connection
 from sinas_server.backends.llm.failures import secrets_of
-from sinas_server.backends.llm.history import to_answer, to_history
+from sinas_server.backends.llm.history import text_arguments, to_answer, to_history
 from sinas_server.backends.llm.options import ProviderOptions
 from sinas_server.backends.llm.translation import provider_errors
 
@@ -47,8 +49,9 @@ class DirectModel:
                 model_settings=self._settings(request),
                 model_request_parameters=_parameters(model, request),
             ) as stream:
+                calls: dict[int, int] = {}
                 async for event in stream:
-                    delta = _delta(event)
+                    delta = _delta(event) or (_call_delta(event, calls) if request.stream_calls else None)
                     if delta is not None:
                         yield delta
                 response = stream.get()
@@ -61,11 +64,27 @@ class DirectModel:
         max_tokens = request.max_tokens or self._options.max_tokens
         if max_tokens is not None:
             settings["max_tokens"] = max_tokens
-        if request.temperature is not None:
-            settings["temperature"] = request.temperature
         if self._options.thinking is not None:
             settings["thinking"] = self._options.thinking
+        _add_sampling(settings, request)
         return settings
+
+
+def _add_sampling(settings: ModelSettings, request: ModelRequest) -> None:
+    wanted, choice = request.sampling, request.tool_choice
+    asked: dict[str, object] = {
+        "temperature": wanted.temperature,
+        "top_p": wanted.top_p,
+        "stop_sequences": list(wanted.stop) or None,
+        "seed": wanted.seed,
+        "presence_penalty": wanted.presence_penalty,
+        "frequency_penalty": wanted.frequency_penalty,
+        "thinking": wanted.reasoning,
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "tool_choice": None if choice is None else [choice.name] if choice.name else choice.mode,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    settings.update(cast(ModelSettings, given))
 
 
 def _parameters(model: Adapter, request: ModelRequest) -> ModelRequestParameters:
@@ -98,6 +117,18 @@ def _delta(event: ai.ModelResponseStreamEvent) -> TextDelta | ThinkingDelta | No
             return TextDelta(delta.content_delta)
         if isinstance(delta, ai.ThinkingPartDelta) and delta.content_delta:
             return ThinkingDelta(delta.content_delta)
+    return None
+
+
+def _call_delta(event: ai.ModelResponseStreamEvent, calls: dict[int, int]) -> ToolCallDelta | None:
+    """A piece of a call. `calls`: part of the answer → number of the call, filled as calls begin."""
+    if isinstance(event, ai.PartStartEvent) and isinstance(event.part, ai.ToolCallPart):
+        part = event.part
+        index = calls.setdefault(event.index, len(calls))
+        return ToolCallDelta(index, text_arguments(part.args), part.tool_call_id, part.tool_name)
+    if isinstance(event, ai.PartDeltaEvent) and isinstance(event.delta, ai.ToolCallPartDelta):
+        arguments = text_arguments(event.delta.args_delta)
+        return ToolCallDelta(calls[event.index], arguments) if arguments else None
     return None
 
 

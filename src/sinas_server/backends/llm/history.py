@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from xml.sax.saxutils import quoteattr
 
@@ -160,9 +160,14 @@ def text_of(response: ai.ModelResponse) -> str:
 
 def arguments_of(call: ai.ToolCallPart) -> str:
     """The arguments as the model wrote them; `{}` when it wrote nothing."""
-    if isinstance(call.args, str):
-        return call.args or "{}"
-    return json.dumps(call.args or {}, ensure_ascii=False, separators=(",", ":"))
+    return text_arguments(call.args) or "{}"
+
+
+def text_arguments(arguments: str | Mapping[str, object] | None) -> str:
+    """Arguments, or a piece of them, as JSON text."""
+    if isinstance(arguments, str):
+        return arguments
+    return json.dumps(arguments, ensure_ascii=False, separators=(",", ":")) if arguments else ""
 
 
 def to_answer(response: ai.ModelResponse) -> Answer:

@@ -1,0 +1,155 @@
+"""Asking an agent: a durable turn in a chat, told as one answer. Its own tools stay inside."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+from uuid import UUID
+
+from pydantic import JsonValue
+from sqlalchemy import insert
+
+from sinas_server.agents.kind import AgentSpec
+from sinas_server.backends.llm import Answer, TextDelta, Usage
+from sinas_server.backends.stream import START, StreamEvent
+from sinas_server.chats.chat import Wanted, create_chat
+from sinas_server.chats.content import stored
+from sinas_server.chats.events import payload
+from sinas_server.chats.follow import happenings
+from sinas_server.chats.record import read_turn
+from sinas_server.chats.send import TurnFailedError
+from sinas_server.chats.start import Started, start_now, start_turn
+from sinas_server.chats.tables import MessageRow
+from sinas_server.chats.talk import read_talk
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.errors import InvalidError, Location, NotFoundError
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.store import Resource
+from sinas_server.openai_adapter.errors import ParameterError
+from sinas_server.openai_adapter.messages import content_of, text_of
+from sinas_server.openai_adapter.pieces import Final, Piece, Pieces
+from sinas_server.openai_adapter.request import ChatCompletionRequest, ChatMessage
+
+KEPT_SECONDS = 24 * 3600
+"""How long a chat lives that no `X-Chat-ID` asked for: such clients send the whole conversation each time."""
+HEADER = "X-Chat-ID"
+
+
+async def start_agent(
+    runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], body: ChatCompletionRequest, chat_id: str | None
+) -> Started:
+    """Have the agent answer the last message, in the chat named or in one made of the messages before it.
+
+    The new chat is archived and is deleted after a day. Raises 400, 404 and 422 naming what is wrong.
+    """
+    _refuse_what_agents_do_themselves(body)
+    last: Location = ("body", "messages", len(body.messages) - 1)
+    if not body.messages or body.messages[-1].role != "user":
+        raise ParameterError("messages", "the last message must be the user's: it is what the agent answers")
+    content = content_of(body.messages[-1], last)
+    if chat_id is not None:
+        return await start_now(runtime, caller, await _chat_of(runtime, caller, agent, chat_id), content)
+    earlier = [_earlier(message, index) for index, message in enumerate(body.messages[:-1])]
+    wanted = Wanted(input=body.input or {}, expires_in=KEPT_SECONDS, archived=True)
+    async with runtime.database.unit() as db:
+        chat = await create_chat(db, caller, agent, wanted)
+        if earlier:
+            await db.execute(insert(MessageRow), [{"chat_id": chat.id, **values} for values in earlier])
+        return await start_turn(db, runtime, caller, chat, content)
+
+
+def _refuse_what_agents_do_themselves(body: ChatCompletionRequest) -> None:
+    if body.tools:
+        raise ParameterError("tools", "an agent uses its own tools; client-side tools work with provider models")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise ParameterError("response_format", "an agent answers by its own output_schema")
+
+
+async def _chat_of(runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], chat_id: str) -> UUID:
+    try:
+        known = UUID(chat_id)
+    except ValueError as error:
+        raise InvalidError([(("header", HEADER), "must be the id of a chat")]) from error
+    talk = await read_talk(runtime.database, known)
+    if talk is None or talk.chat.user_id != caller.id:
+        raise NotFoundError("chat not found")
+    if talk.chat.agent_id != agent.id:
+        raise ParameterError(HEADER, "this chat is with another agent")
+    return known
+
+
+def _earlier(message: ChatMessage, index: int) -> Mapping[str, object]:
+    """A message of before as the chat keeps it. The agent's instructions are its owner's alone: those of the client
+    count as said by the user."""
+    if message.role == "tool" or message.tool_calls:
+        raise InvalidError([(("body", "messages", index), "an agent takes no calls or results of client-side tools")])
+    if message.role == "assistant":
+        return {"role": "assistant", "content": text_of(message), "parts": None}
+    text, parts = stored(content_of(message, ("body", "messages", index)))
+    return {"role": "user", "content": text, "parts": parts}
+
+
+async def agent_answer(runtime: Runtime, started: Started) -> Pieces:
+    """The turn as one answer. Raises `TurnFailedError`."""
+    async for group in _told(runtime, started, happenings(runtime, started.channel_id, START)):
+        yield group
+
+
+@dataclass
+class _Heard:
+    """What of a turn was told so far."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    """Answer (by its place on the channel) → its text."""
+    waiting: list[Mapping[str, JsonValue]] = field(default_factory=list)
+    restarted: bool = False
+
+    def text(self) -> str:
+        return "\n\n".join(text for _, text in sorted(self.texts.items()) if text)
+
+    def add(self, event: StreamEvent) -> list[Piece]:
+        """What there is to pass on. After a restart nothing, until the end shows whether what was said still holds."""
+        place = event.position.step
+        if event.name == "restart":
+            self.restarted, self.texts[place] = True, ""
+        elif event.name == "approval_required":
+            self.waiting.append(payload(event))
+        elif event.name == "message":
+            text = str(payload(event)["content"])
+            gap = "\n\n" if place not in self.texts and any(self.texts.values()) else ""
+            self.texts[place] = self.texts.get(place, "") + text
+            return [] if self.restarted or not text else [TextDelta(gap + text)]
+        return []
+
+
+async def _told(runtime: Runtime, started: Started, events: AsyncIterator[StreamEvent | None]) -> Pieces:
+    heard = _Heard()
+    async for event in events:
+        if event is None:
+            yield []
+        elif event.name == "error":
+            raise TurnFailedError(str(payload(event)["error"]))
+        elif event.name == "done":
+            yield [await _end(runtime, started, heard)]
+        elif pieces := heard.add(event):
+            yield pieces
+
+
+async def _end(runtime: Runtime, started: Started, heard: _Heard) -> Final:
+    turn = await read_turn(runtime.database.read, started.turn_id)
+    counts = {key: value for key, value in (turn.usage if turn else {}).items() if isinstance(value, int)}
+    usage = Usage(
+        *(counts.get(f"{name}_tokens", 0) for name in ("prompt", "completion", "cache_read", "cache_write")),
+    )
+    text = heard.text()
+    if not heard.waiting:
+        return Final(Answer(text, usage=usage), {"chat_id": str(started.chat_id), "status": "completed"})
+    told = "\n\n".join(filter(None, (text, _notice(started.chat_id, heard.waiting))))
+    waiting = [{key: value for key, value in call.items() if key != "type"} for call in heard.waiting]
+    extension = {"chat_id": str(started.chat_id), "status": "input_required", "pending_approvals": waiting}
+    return Final(Answer(told, usage=usage), cast(dict[str, JsonValue], extension))
+
+
+def _notice(chat_id: UUID, waiting: Sequence[Mapping[str, JsonValue]]) -> str:
+    names = ", ".join(f"{call['function_namespace']}/{call['function_name']}" for call in waiting)
+    first = waiting[0]["tool_call_id"]
+    return f"[The agent waits for approval of {names}: POST /chats/{chat_id}/approve-tool/{first}]"

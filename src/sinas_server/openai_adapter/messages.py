@@ -1,0 +1,103 @@
+"""OpenAI's messages as the port to the models, and as chats, take them."""
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import TypeAdapter, ValidationError
+
+from sinas_server.backends.llm import AssistantMessage, Message, SystemMessage, ToolCall, ToolMessage, UserMessage
+from sinas_server.chats.content import Content, ContentPart, Text, for_model, stored
+from sinas_server.kernel.errors import InvalidError, Location
+from sinas_server.openai_adapter.request import (
+    AudioPart,
+    ChatMessage,
+    ImageSourcePart,
+    ImageUrlPart,
+    Part,
+    RefusalPart,
+    TextPart,
+)
+
+TEXT: TypeAdapter[str] = TypeAdapter(Text)
+PARTS: TypeAdapter[list[ContentPart]] = TypeAdapter(list[ContentPart])
+
+
+def text_of(message: ChatMessage) -> str:
+    """The text of a message; other parts are left out."""
+    if isinstance(message.content, str) or message.content is None:
+        return message.content or ""
+    texts = (part.text if isinstance(part, TextPart) else _refusal(part) for part in message.content)
+    return "\n".join(filter(None, texts))
+
+
+def _refusal(part: Part) -> str:
+    return part.refusal if isinstance(part, RefusalPart) else ""
+
+
+def content_of(message: ChatMessage, at: Location) -> Content:
+    """A user's message as chats keep it. Raises `InvalidError` naming the part, below `at`."""
+    given = message.content
+    if not given:
+        raise InvalidError([((*at, "content"), "must not be empty")])
+    try:
+        if isinstance(given, str):
+            return TEXT.validate_python(given)
+        return PARTS.validate_python([_part(part, (*at, "content", index)) for index, part in enumerate(given)])
+    except ValidationError as error:
+        raise InvalidError([_problem(item["loc"], item["msg"], at) for item in error.errors()]) from error
+
+
+def _problem(found: tuple[int | str, ...], message: str, at: Location) -> tuple[Location, str]:
+    index = next((part for part in found if isinstance(part, int)), None)
+    return ((*at, "content") if index is None else (*at, "content", index)), message.removeprefix("Value error, ")
+
+
+def _part(part: Part, at: Location) -> Mapping[str, object]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, RefusalPart):
+        return {"type": "text", "text": part.refusal}
+    if isinstance(part, ImageUrlPart):
+        return {"type": "image", "image": part.image_url.url, "detail": part.image_url.detail}
+    if isinstance(part, ImageSourcePart):
+        return {"type": "image", "image": _address(part, at)}
+    if isinstance(part, AudioPart):
+        return {"type": "audio", "data": part.input_audio.data, "format": part.input_audio.format}
+    file = part.file
+    return {"type": "file", "file_data": file.file_data, "file_id": file.file_id, "filename": file.filename}
+
+
+def _address(part: ImageSourcePart, at: Location) -> str:
+    source = part.source
+    if source.type == "url" and source.url:
+        return source.url
+    if source.type == "base64" and source.data and source.media_type:
+        return f"data:{source.media_type};base64,{source.data}"
+    raise InvalidError([((*at, "source"), "needs url, or media_type and data")])
+
+
+def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """The conversation for a provider. Raises `InvalidError` with the place."""
+    known: dict[str, str] = {}
+    found: list[Message] = []
+    for index, message in enumerate(messages):
+        at: Location = ("body", "messages", index)
+        if message.role in ("system", "developer"):
+            found.append(SystemMessage(text_of(message)))
+        elif message.role == "user":
+            found.append(UserMessage(for_model(*stored(content_of(message, at)))))
+        elif message.role == "assistant":
+            calls = [
+                ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()
+            ]
+            known.update((call.id, call.name) for call in calls)
+            found.append(AssistantMessage(text_of(message), tuple(calls)))
+        else:
+            found.append(_result(message, known, at))
+    return tuple(found)
+
+
+def _result(message: ChatMessage, known: Mapping[str, str], at: Location) -> ToolMessage:
+    name = known.get(message.tool_call_id or "")
+    if message.tool_call_id is None or name is None:
+        raise InvalidError([((*at, "tool_call_id"), "must be the id of a call in an assistant message before it")])
+    return ToolMessage(message.tool_call_id, name, text_of(message))

@@ -1,0 +1,106 @@
+"""Asking a provider's model directly: the client's messages, tools and settings go through as they are."""
+
+from contextlib import aclosing
+
+from pydantic import JsonValue
+
+from sinas_server.backends.llm import (
+    Answer,
+    Event,
+    ModelRequest,
+    ProviderError,
+    Sampling,
+    ToolChoice,
+    ToolSpec,
+)
+from sinas_server.chats.ask import ask
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.openai_adapter.errors import ParameterError, from_provider
+from sinas_server.openai_adapter.messages import to_messages
+from sinas_server.openai_adapter.pieces import Final, Piece, Pieces
+from sinas_server.openai_adapter.request import ChatCompletionRequest, NamedTool
+from sinas_server.providers.resolve import Resolved
+
+ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
+MOST_STOPS = 4
+
+
+def model_request(model: str, body: ChatCompletionRequest) -> ModelRequest:
+    """The request for the port. Raises `ParameterError` and `InvalidError` naming what cannot be honored."""
+    if not body.messages:
+        raise ParameterError("messages", "at least one message is needed")
+    return ModelRequest(
+        model=model,
+        messages=to_messages(body.messages),
+        tools=_tools(body),
+        sampling=_sampling(body),
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        output_schema=_output_schema(body),
+        tool_choice=_tool_choice(body),
+        parallel_tool_calls=body.parallel_tool_calls if body.tools else None,
+        stream_calls=body.stream,
+    )
+
+
+def _tools(body: ChatCompletionRequest) -> tuple[ToolSpec, ...]:
+    tools = [tool.function for tool in body.tools or ()]
+    names = [tool.name for tool in tools]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ParameterError("tools", f"two tools are named '{double}'")
+    empty: dict[str, JsonValue] = {"type": "object", "properties": {}}
+    return tuple(ToolSpec(tool.name, tool.description or "", tool.parameters or empty) for tool in tools)
+
+
+def _tool_choice(body: ChatCompletionRequest) -> ToolChoice | None:
+    choice = body.tool_choice
+    names = {tool.function.name for tool in body.tools or ()}
+    if choice is None or (choice in ("auto", "none") and not names):
+        return None
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in names:
+            raise ParameterError("tool_choice", f"'{choice.function.name}' is not among the tools")
+        return ToolChoice("required", choice.function.name)
+    if choice == "required" and not names:
+        raise ParameterError("tool_choice", "'required' needs tools")
+    return ToolChoice(choice)
+
+
+def _sampling(body: ChatCompletionRequest) -> Sampling:
+    stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if len(stops) > MOST_STOPS or not all(stops):
+        raise ParameterError("stop", f"at most {MOST_STOPS} sequences, none of them empty")
+    return Sampling(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        stop=stops,
+        seed=body.seed,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        reasoning=body.reasoning_effort,
+    )
+
+
+def _output_schema(body: ChatCompletionRequest) -> dict[str, JsonValue] | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return ANY_OBJECT
+    if wanted.json_schema is None:
+        raise ParameterError("response_format.json_schema", "is needed for type json_schema")
+    return wanted.json_schema.json_schema or ANY_OBJECT
+
+
+async def provider_answer(runtime: Runtime, provider: Resolved, request: ModelRequest) -> Pieces:
+    """The answer as it comes. Raises `SinasError` for whatever the provider has against it."""
+    try:
+        async with aclosing(ask(runtime, provider.config, request)) as groups:
+            async for group in groups:
+                yield [_piece(event) for event in group]
+    except ProviderError as error:
+        raise from_provider(error) from error
+
+
+def _piece(event: Event) -> Piece:
+    return Final(event) if isinstance(event, Answer) else event
