@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("agent_id", sa.Uuid(), nullable=False),
         sa.Column("agent_namespace", sa.String(length=255), nullable=False),
         sa.Column("agent_name", sa.String(length=255), nullable=False),
+        sa.Column("parent_chat_id", sa.Uuid(), nullable=True),
         sa.Column("title", sa.Text(), nullable=False),
         sa.Column("archived", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("session_key", sa.Text(), nullable=True),
@@ -46,10 +47,18 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("last_message_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["parent_chat_id"], ["chats.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(
         "ix_chats_expires", "chats", ["expires_at"], unique=False, postgresql_where=sa.text("expires_at IS NOT NULL")
+    )
+    op.create_index(
+        "ix_chats_parent",
+        "chats",
+        ["parent_chat_id"],
+        unique=False,
+        postgresql_where=sa.text("parent_chat_id IS NOT NULL"),
     )
     op.create_index("ix_chats_user", "chats", ["user_id", "updated_at", "id"], unique=False)
     op.create_index(
@@ -370,6 +379,9 @@ def upgrade() -> None:
         sa.Column("api_key_id", sa.Uuid(), nullable=True),
         sa.Column("owner_ids", sa.ARRAY(sa.Uuid()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("via", sa.String(length=16), nullable=False),
+        sa.Column("parent_turn_id", sa.Uuid(), nullable=True),
+        sa.Column("parent_step", sa.Integer(), nullable=True),
+        sa.Column("parent_index", sa.Integer(), nullable=True),
         sa.Column("channel_id", sa.Uuid(), nullable=False),
         sa.Column("step", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("structured", sa.Boolean(), server_default=sa.text("false"), nullable=False),
@@ -392,6 +404,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_turns_chat", "turns", ["chat_id", "created_at"], unique=False)
     op.create_index(
+        "ix_turns_parent",
+        "turns",
+        ["parent_turn_id"],
+        unique=False,
+        postgresql_where=sa.text("parent_turn_id IS NOT NULL"),
+    )
+    op.create_index(
         "ix_turns_queue",
         "turns",
         ["run_at"],
@@ -406,11 +425,18 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'CANCELLED' AND finished_at IS NULL"),
     )
     op.create_index(
+        "ix_turns_waiting",
+        "turns",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("status IN ('WAITING', 'SUSPENDED')"),
+    )
+    op.create_index(
         "uq_turns_open",
         "turns",
         ["chat_id"],
         unique=True,
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'SUSPENDED')"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'WAITING', 'SUSPENDED')"),
     )
     op.create_table(
         "user_roles",
@@ -430,9 +456,9 @@ def upgrade() -> None:
         sa.Column("chat_id", sa.Uuid(), nullable=False),
         sa.Column("turn_id", sa.Uuid(), nullable=False),
         sa.Column("first_step", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column("after_approval", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("resumed", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("suspended_step", sa.Integer(), nullable=True),
-        sa.Column("awaiting", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("asked", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["turn_id"], ["turns.id"], ondelete="CASCADE"),
@@ -475,8 +501,15 @@ def upgrade() -> None:
         sa.Column("approved_hash", sa.String(length=64), nullable=True),
         sa.Column("decided_by", sa.Uuid(), nullable=True),
         sa.Column("decided_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("waits_for", sa.String(length=16), nullable=True),
+        sa.Column("wait_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("question", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("answer", sa.Text(), nullable=True),
+        sa.Column("asked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("result", sa.Text(), nullable=True),
         sa.Column("is_error", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("started_on", sa.Uuid(), nullable=True),
+        sa.Column("finished_on", sa.Uuid(), nullable=True),
         sa.Column("finish_order", sa.Integer(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
@@ -507,7 +540,12 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_user_roles_role_id"), table_name="user_roles")
     op.drop_table("user_roles")
     op.drop_index(
-        "uq_turns_open", table_name="turns", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'SUSPENDED')")
+        "uq_turns_open",
+        table_name="turns",
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'WAITING', 'SUSPENDED')"),
+    )
+    op.drop_index(
+        "ix_turns_waiting", table_name="turns", postgresql_where=sa.text("status IN ('WAITING', 'SUSPENDED')")
     )
     op.drop_index(
         "ix_turns_unsettled",
@@ -515,6 +553,7 @@ def downgrade() -> None:
         postgresql_where=sa.text("status = 'CANCELLED' AND finished_at IS NULL"),
     )
     op.drop_index("ix_turns_queue", table_name="turns", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"))
+    op.drop_index("ix_turns_parent", table_name="turns", postgresql_where=sa.text("parent_turn_id IS NOT NULL"))
     op.drop_index("ix_turns_chat", table_name="turns")
     op.drop_table("turns")
     op.drop_table("role_permissions")
@@ -560,6 +599,7 @@ def downgrade() -> None:
         "uq_chats_session", table_name="chats", postgresql_where=sa.text("session_key IS NOT NULL AND NOT archived")
     )
     op.drop_index("ix_chats_user", table_name="chats")
+    op.drop_index("ix_chats_parent", table_name="chats", postgresql_where=sa.text("parent_chat_id IS NOT NULL"))
     op.drop_index("ix_chats_expires", table_name="chats", postgresql_where=sa.text("expires_at IS NOT NULL"))
     op.drop_table("chats")
     op.drop_index("ix_audit_target", table_name="audit_log")

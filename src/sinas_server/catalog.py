@@ -8,12 +8,14 @@ from sinas_server.agents import routes as agents
 from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
 from sinas_server.chats.chat import CHATS
+from sinas_server.chats.delegate import AgentTools
 from sinas_server.chats.departure import delete_chats
 from sinas_server.chats.expiry import EXPIRY_LOOP
 from sinas_server.chats.invoke import invoke_router
 from sinas_server.chats.jobs import CHAT_JOB
 from sinas_server.chats.routes import chats_router
 from sinas_server.chats.stop import SETTLE_LOOP
+from sinas_server.chats.waits import WAITS_LOOP
 from sinas_server.config import routes as config
 from sinas_server.functions import executions
 from sinas_server.functions import routes as functions
@@ -83,7 +85,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
 ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router,)
 """Mounted at `/adapters/openai`."""
 
-TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools())
+TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools(), AgentTools())
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter}
 JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
 """Worker role → the job it works on."""
@@ -91,7 +93,7 @@ JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "ag
 DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions, forget_secrets)
 """What happens to a user's data when he is deleted."""
 
-LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP)
+LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP)
 """Run by the scheduler."""
 
 API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)

@@ -47,6 +47,7 @@ async def test_the_turn_waits_for_every_decision_and_goes_on_in_new_channels(
         "tool_end",
         "approval_required",
         "approval_required",
+        "round_suspended",
         "done",
     ]
     first, second = [event.data for event in events if event.name == "approval_required"]
@@ -61,7 +62,7 @@ async def test_the_turn_waits_for_every_decision_and_goes_on_in_new_channels(
     answer = await decide(user, chat_id, first["tool_call_id"])
     assert (answer["status"], answer["resume"]) == ("approved", "waiting")
     repeated = await reread(user, chat_id, answer["channel_id"])
-    assert [event.name for event in repeated] == ["approval_required", "done"]
+    assert [event.name for event in repeated] == ["approval_required", "round_suspended", "done"]
     assert repeated[0].data["tool_call_id"] == second["tool_call_id"]
     assert [call.index for call in tools.ran] == [1]
 

@@ -1,6 +1,8 @@
 """Events as a projection of the journal, and what of them a reader at any place has not seen."""
 
-from uuid import uuid4
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +19,12 @@ from sinas_server.chats.events import (
     merged,
     payload,
     rest,
+    round_suspended,
     spoken,
     text_events,
 )
+from sinas_server.chats.tables import CallStatus
+from sinas_server.kernel.tool import Wait
 
 
 def runs_of(pieces: list[tuple[bool, str]]) -> Runs:
@@ -54,9 +59,15 @@ def test_cutting_loses_nothing(runs: Runs, at: int) -> None:
     assert content(runs) == "".join(text for kind, text in runs if kind == "content")
 
 
-def call(index: int, order: int | None, *, asks: bool = False, approved: bool | None = None) -> Call:
-    status = "done" if order else "awaiting_approval" if asks else "pending"
-    return Call(index, f"c{index}", "f", "{}", {"target": "a/b"}, "", status, asks, approved, finish_order=order)
+FIRST, SECOND = uuid4(), uuid4()
+"""Channels."""
+
+
+def call(index: int, order: int | None, on: UUID | None = FIRST, *, asks: bool = False) -> Call:
+    status = CallStatus.DONE if order else CallStatus.WAITING if asks else CallStatus.PENDING
+    waits = Wait.APPROVAL if asks else None
+    made = Call(index, f"c{index}", "f", "{}", {"target": "a/b"}, "", status, asks, waits_for=waits, finish_order=order)
+    return replace(made, started_on=on, finished_on=on if order else None)
 
 
 def story(segment: Segment) -> list[tuple[str, str]]:
@@ -64,19 +75,23 @@ def story(segment: Segment) -> list[tuple[str, str]]:
 
 
 def test_the_places_of_events_follow_from_the_journal() -> None:
-    ids = (uuid4(), uuid4(), uuid4())
-    calls = (call(0, 2), call(1, 1), call(2, None, asks=True))
+    ids = (uuid4(), uuid4(), FIRST)
+    waiting = call(2, None, None, asks=True)
+    calls = (call(0, 2), call(1, 1), waiting)
     going = Segment(*ids).with_answer(Answer(0, (("content", "Hi"),), calls=calls))
     begun = [("1-2", "message"), ("2-1", "tool_start"), ("2-2", "tool_start"), ("2-4", "tool_end"), ("2-5", "tool_end")]
     assert story(going) == begun
-    paused = Segment(*ids, answers=going.answers, suspended_step=0, end=("done", {"status": "suspended"}))
-    assert story(paused) == [*begun, ("2-9", "approval_required"), ("3-1", "done")]
-    again = Segment(*ids, after_approval=True, answers=going.answers, suspended_step=0, awaiting=(2,), end=paused.end)
-    assert story(again) == [("2-9", "approval_required"), ("3-1", "done")]
-    decided = (*calls[:2], call(2, 3, asks=True, approved=True))
-    on = Segment(
-        *ids, after_approval=True, answers={0: Answer(0, (), calls=decided), 1: Answer(1, (("content", "A"),))}
-    )
+    asked = round_suspended([waiting], FIRST, {})
+    ended: dict[str, Any] = {"suspended_step": 0, "asked": asked, "end": ("done", {"status": "suspended"})}
+    paused = replace(going, **ended)
+    end = [("2-7", "approval_required"), ("2-8", "round_suspended"), ("3-1", "done")]
+    assert story(paused) == [*begun, *end]
+    assert payload(paused.events()[-2]) == {"tool_call_ids": ["c2"], "channel_id": str(FIRST), "usage": None}
+    ids = (*ids[:2], SECOND)
+    again = Segment(*ids, resumed=True, answers=going.answers, **ended)
+    assert story(again) == end
+    decided = (*calls[:2], call(2, 3, SECOND, asks=True))
+    on = Segment(*ids, resumed=True, answers={0: Answer(0, (), calls=decided), 1: Answer(1, (("content", "A"),))})
     assert story(on) == [("2-3", "tool_start"), ("2-6", "tool_end"), ("3-1", "message")]
     assert payload(on.events()[1])["tool_call_id"] == "c2"
 

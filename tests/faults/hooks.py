@@ -124,7 +124,7 @@ class Hooks:
         self.commits()
         self.around(loop, "prepare", "prepare")
         self.around(loop, "read_history", "ask")
-        for name in ("answered", "finished", "closed_step", "suspended", "completed", "failed"):
+        for name in ("answered", "finished", "closed_step", "waits", "paused", "completed", "failed"):
             self.around(Journal, name, name)
         self.around(FunctionTools, "call_tool", "tool")
         self.around(RedisStreams, "create", "create", lost_redis)

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import cast
 
 import orjson
@@ -17,10 +17,11 @@ from sinas_server.chats.tables import CallStatus
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.tool import CallIdentity, Tool, ToolResult
+from sinas_server.kernel.tool import CallIdentity, Tool, ToolResult, Wait, Waiting
 from sinas_server.kit.jinja import TemplateRenderError, render
 
 NOT_APPROVED = "The user did not approve this call, so it was not carried out."
+NOT_DECIDED = "The user did not decide on this call in time, so it was not carried out."
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 """Provider's ids that can stand in a URL; others are replaced."""
 
@@ -71,8 +72,9 @@ def _as_call(prepared: Prepared, index: int, wanted: ToolCall) -> Call:
         arguments=call.arguments,
         tool=call.tool,
         description=_status(tool, arguments),
-        status=CallStatus.AWAITING if asks else CallStatus.PENDING,
+        status=CallStatus.WAITING if asks else CallStatus.PENDING,
         requires_approval=asks,
+        waits_for=Wait.APPROVAL if asks else None,
     )
 
 
@@ -84,13 +86,16 @@ def _status(tool: Tool, arguments: dict[str, JsonValue]) -> str:
 
 
 async def carry_out(runtime: Runtime, caller: Caller, journal: Journal, channel: Channel) -> None:
-    """Carry out the calls of the current step that may be, all at once; each result is journaled as it comes."""
+    """Carry out the calls of the current step that may be, all at once; what becomes of each is journaled at once."""
     one_by_one = asyncio.Lock()  # results get their numbers, and events their places, in one order
 
     async def carry(call: Call) -> None:
         result = await _result(runtime, caller, journal, call)
         async with one_by_one:
-            await journal.finished(call, result)
+            if isinstance(result, Waiting):
+                await journal.waits(call, result)
+            else:
+                await journal.finished(call, result)
             await channel.catch_up(journal.segment)
 
     ready = [call for call in journal.segment.answers[journal.step].calls if call.status == CallStatus.PENDING]
@@ -103,9 +108,9 @@ async def carry_out(runtime: Runtime, caller: Caller, journal: Journal, channel:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _result(runtime: Runtime, caller: Caller, journal: Journal, call: Call) -> ToolResult:
-    if call.approved is False:
-        return ToolResult(NOT_APPROVED, is_error=True)
+async def _result(runtime: Runtime, caller: Caller, journal: Journal, call: Call) -> ToolResult | Waiting:
+    if call.requires_approval and not call.approved:
+        return ToolResult(NOT_DECIDED if call.approved is None else NOT_APPROVED, is_error=True)
     if not call.intact:
         return ToolResult("Error: this is not the call that was approved", is_error=True)
     arguments = call.parsed()
@@ -115,14 +120,15 @@ async def _result(runtime: Runtime, caller: Caller, journal: Journal, call: Call
     if call.tool is None or toolset is None:
         return ToolResult(f"Error: there is no tool named '{call.name}'", is_error=True)
     turn = journal.turn
-    identity = CallIdentity(turn.chat_id, turn.id, journal.step, call.index, call.id)
+    waited = call.waits_for not in (None, Wait.APPROVAL)
+    identity = CallIdentity(turn.chat_id, turn.id, journal.step, call.index, call.id, waited, call.answer)
     try:
         result = await toolset.call_tool(runtime, caller, as_tool(call.tool), arguments, identity)
     except UnavailableError:
         raise
     except SinasError as error:
         return ToolResult(f"Error: {error.detail}", is_error=True)
-    return ToolResult(cleaned(result.content), result.is_error)
+    return result if isinstance(result, Waiting) else replace(result, content=cleaned(result.content))
 
 
 def as_tool(stored: object) -> Tool:

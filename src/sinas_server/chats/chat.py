@@ -40,6 +40,10 @@ class Wanted:
     job_timeout: int | None = None
     keep_alive: bool | None = None
     archived: bool = False
+    id: UUID | None = None
+    """Its id, where it follows from what asks for it."""
+    parent_chat_id: UUID | None = None
+    """The chat whose agent asks for it; it ends with that one."""
 
 
 async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted: Wanted) -> ChatRow:
@@ -61,6 +65,8 @@ async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted
         "keep_alive": agent.spec.default_keep_alive if wanted.keep_alive is None else wanted.keep_alive,
         "expires_at": expires,
         "archived": wanted.archived,
+        "parent_chat_id": wanted.parent_chat_id,
+        **({"id": wanted.id} if wanted.id else {}),
     }
     return (await db.execute(insert(ChatRow).values(**values).returning(ChatRow))).scalar_one()
 
@@ -106,6 +112,10 @@ class ChatFilter(BaseModel):
     """Which chats a list shows."""
 
     include_archived: bool = Field(default=False, description="Show archived ones too.")
+    parent_chat_id: UUID | None = Field(
+        default=None,
+        description="Those that the agent of this chat has begun with other agents, which else are hidden.",
+    )
     q: str | None = Field(default=None, max_length=500, description="Part of the title, in any case.")
     limit: int | None = Field(default=None, ge=1, le=200, description="The most chats of a page.")
     cursor: str | None = Field(default=None, max_length=500, description="Go on after a page: its `X-Next-Cursor`.")
@@ -125,6 +135,7 @@ async def list_chats(db: Db, caller: Caller, only: ChatFilter) -> ChatList:
     if not caller.allows(CHATS.name, "read", caller.id):
         raise ForbiddenError("Not authorized: this needs sinas.chats.read:own")
     query = select(ChatRow).where(ChatRow.user_id == caller.id, alive())
+    query = query.where(ChatRow.parent_chat_id.is_not_distinct_from(only.parent_chat_id))
     if not only.include_archived:
         query = query.where(ChatRow.archived.is_(False))
     if only.q:

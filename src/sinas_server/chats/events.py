@@ -2,11 +2,13 @@
 
 A step has two phases: the model's answer (`2 * step + 1`) and its tool calls (`2 * step + 2`). An event's id is
 `<phase>-<n>`. In the first phase n counts the characters sent; in the second, of c calls, call i starts at i + 1, the
-j-th to finish ends at c + j, and call i waits for approval at 2c + i + 1. The end stands at `<last phase + 1>-1`.
+j-th to finish ends at c + j, and the k-th thing that the user is asked comes at 2c + k, then that the round is
+suspended. The end stands at `<last phase + 1>-1`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Literal, cast
 from uuid import UUID
 
@@ -14,11 +16,15 @@ import orjson
 from pydantic import JsonValue
 
 from sinas_server.backends.stream import Position, StreamEvent
+from sinas_server.chats.nesting import AGENTS, ChildIds
 from sinas_server.chats.tables import CallStatus
+from sinas_server.kernel.tool import Wait
 
 Kind = Literal["content", "thinking"]
 Runs = tuple[tuple[Kind, str], ...]
 """Text in the order it was said; neighbors differ in kind and none is empty."""
+Asked = tuple[str, Mapping[str, JsonValue]]
+"""Name and data of an event at the end of a channel that waits for the user."""
 ENDS = frozenset({"done", "error"})
 
 
@@ -37,8 +43,17 @@ class Call:
     approved: bool | None = None
     intact: bool = True
     """Whether its arguments are still those that were approved."""
+    waits_for: Wait | None = None
+    """What it waits for, or has waited for."""
+    wait_until: datetime | None = None
+    asked_at: datetime | None = None
+    question: Mapping[str, JsonValue] | None = None
+    answer: str | None = None
     result: str | None = None
     is_error: bool = False
+    started_on: UUID | None = None
+    finished_on: UUID | None = None
+    """The channels that tell of its start and end."""
     finish_order: int | None = None
 
     @property
@@ -78,11 +93,12 @@ class Segment:
     turn_id: UUID
     channel_id: UUID
     first_step: int = 0
-    after_approval: bool = False
+    resumed: bool = False
     structured: bool = False
     answers: Mapping[int, Answer] = field(default_factory=dict)
     suspended_step: int | None = None
-    awaiting: tuple[int, ...] | None = None
+    asked: tuple[Asked, ...] = ()
+    """What the user is asked at its end, and that the round is suspended."""
     end: tuple[str, Mapping[str, JsonValue]] | None = None
     """The name and data of its last event; None while it goes on."""
 
@@ -98,7 +114,7 @@ class Segment:
             answer = self.answers.get(step)
             if answer is None or (self.suspended_step is not None and step > self.suspended_step):
                 break
-            if not (self.after_approval and step == self.first_step):
+            if not (self.resumed and step == self.first_step):
                 phase = answer_phase(step)
                 events += self._answer_events(answer)
             if answer.calls:
@@ -117,17 +133,26 @@ class Segment:
 
     def _call_events(self, answer: Answer) -> list[StreamEvent]:
         phase, count = tools_phase(answer.step), len(answer.calls)
-        if self.awaiting is not None:
-            return [_approval_event(phase, count, answer.calls[index]) for index in self.awaiting]
-        decided_here = self.after_approval and answer.step == self.first_step
-        mine = [call for call in answer.calls if call.requires_approval == decided_here]
-        started = [call for call in mine if call.approved is not False]
-        finished = sorted((call.finish_order, call) for call in mine if call.done and call.finish_order)
-        events = [_start_event(phase, call) for call in started]
+        started = [call for call in answer.calls if call.started_on == self.channel_id]
+        ended = [call for call in answer.calls if call.done and call.finished_on == self.channel_id]
+        finished = sorted((call.finish_order, call) for call in ended if call.finish_order)
+        events = [self._start_event(phase, call) for call in started]
         events += [_end_event(phase, count + order, call) for order, call in finished]
-        if self.suspended_step == answer.step and not decided_here:
-            events += [_approval_event(phase, count, call) for call in answer.calls if call.requires_approval]
+        if self.suspended_step == answer.step:
+            events += [_event(phase, 2 * count + n, name, data) for n, (name, data) in enumerate(self.asked, 1)]
         return events
+
+    def _start_event(self, phase: int, call: Call) -> StreamEvent:
+        data: dict[str, JsonValue] = {
+            "tool_call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments,
+            "description": call.description,
+        }
+        if (call.tool or {}).get("toolset") == AGENTS:  # where to follow the called agent
+            child = ChildIds.of(self.turn_id, (phase - 1) // 2, call.index)
+            data |= {"chat_id": str(child.chat), "channel_id": str(child.channel)}
+        return _event(phase, call.index + 1, "tool_start", data)
 
 
 def answer_phase(step: int) -> int:
@@ -161,29 +186,38 @@ def restart_event(step: int, n: int) -> StreamEvent:
     return _event(answer_phase(step), n, "restart", {"reason": reason})
 
 
-def _start_event(phase: int, call: Call) -> StreamEvent:
-    data: dict[str, JsonValue] = {
-        "tool_call_id": call.id,
-        "name": call.name,
-        "arguments": call.arguments,
-        "description": call.description,
-    }
-    return _event(phase, call.index + 1, "tool_start", data)
-
-
 def _end_event(phase: int, n: int, call: Call) -> StreamEvent:
     return _event(phase, n, "tool_end", {"tool_call_id": call.id, "name": call.name, "result": call.result or ""})
 
 
-def _approval_event(phase: int, count: int, call: Call) -> StreamEvent:
-    namespace, name = call.function()
-    data: dict[str, JsonValue] = {
-        "tool_call_id": call.id,
-        "function_namespace": namespace,
-        "function_name": name,
-        "arguments": call.parsed() or {},
+def asks(call: Call) -> Asked:
+    """How the user is asked for what a call waits for."""
+    if call.waits_for == Wait.APPROVAL:
+        namespace, name = call.function()
+        return "approval_required", {
+            "tool_call_id": call.id,
+            "function_namespace": namespace,
+            "function_name": name,
+            "arguments": call.parsed() or {},
+        }
+    return "input_required", {"tool_call_id": call.id, **pending_input(call)}
+
+
+def round_suspended(calls: Sequence[Call], channel_id: UUID, usage: Mapping[str, JsonValue]) -> tuple[Asked, ...]:
+    """The last events of a channel before its end: what the user is asked, and that the agent waits for it."""
+    ids: list[JsonValue] = [call.id for call in calls]
+    data: dict[str, JsonValue] = {"tool_call_ids": ids, "channel_id": str(channel_id), "usage": dict(usage) or None}
+    return (*map(asks, calls), ("round_suspended", data))
+
+
+def pending_input(call: Call) -> dict[str, JsonValue]:
+    """What a call asks the user, and until when."""
+    asked = call.question or {}
+    return {
+        "question": asked.get("question") or "",
+        "options": asked.get("options"),
+        "expires_at": call.wait_until.isoformat() if call.wait_until else None,
     }
-    return _event(phase, 2 * count + call.index + 1, "approval_required", data)
 
 
 def payload(event: StreamEvent) -> dict[str, JsonValue]:

@@ -14,7 +14,7 @@ from sinas_server.kernel.runtime import Runtime
 async def taken_up(runtime: Runtime, turn: TurnRow) -> AgentLoop | None:
     """The loop for a claimed turn, at the point that the journal tells; None if its chat was deleted."""
     first = turn.attempt == 1  # nothing is journaled before the first attempt
-    channel = ChannelRow(id=turn.channel_id, first_step=0, after_approval=False) if first else None
+    channel = ChannelRow(id=turn.channel_id, first_step=0, resumed=False) if first else None
     channel = channel or await read_channel(runtime.database.read, turn.channel_id)
     if channel is None:
         return None
@@ -26,7 +26,7 @@ async def run(runtime: Runtime, claim: Claim[TurnRow]) -> None:
     """Take a turn to its end or its next pause."""
     agent_loop = await taken_up(runtime, claim.row)
     if agent_loop is not None:
-        await agent_loop.run(interrupted=claim.interrupted)
+        await agent_loop.run(interrupted=claim.row.attempt > 1)
 
 
 async def fail(runtime: Runtime, claim: Claim[TurnRow], error: str) -> None:

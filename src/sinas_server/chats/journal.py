@@ -2,30 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from time import monotonic
 
 from pydantic import JsonValue
 from sqlalchemy import insert, select, update
 
 from sinas_server.backends.llm import Answer as ModelAnswer
-from sinas_server.chats.events import Answer, Call, Runs, Segment
+from sinas_server.chats.ending import Ending, close, settle_canceled
+from sinas_server.chats.events import Answer, Call, Runs, Segment, round_suspended
 from sinas_server.chats.record import (
-    Ending,
     add_results,
     added,
-    close,
     ended,
     hash_of,
     locked_turn,
-    settle_canceled,
+    read_calls,
     shown_call,
     stored_runs,
+    summed,
     touch,
+    within,
 )
 from sinas_server.chats.tables import CallStatus, ChannelRow, MessageRow, Status, ToolCallRow, TurnRow
+from sinas_server.chats.waits import settle, tell_parent
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.tool import ToolResult
+from sinas_server.kernel.tool import ToolResult, Wait, Waiting
 from sinas_server.kernel.unit import Db
+from sinas_server.kit.clock import now
 
 
 class LostTurnError(Exception):
@@ -78,25 +82,50 @@ class Journal:
 
     async def finished(self, call: Call, result: ToolResult) -> None:
         """Keep the result of a call."""
-        answer = self.segment.answers[self.step]
-        order = 1 + sum(known.done for known in answer.calls)
-        done = replace(
-            call, status=CallStatus.DONE, result=result.content, is_error=result.is_error, finish_order=order
-        )
+        order = 1 + sum(known.done for known in self._calls)
+        values: dict[str, object] = {"status": CallStatus.DONE, "finish_order": order}
+        values |= {"result": result.content, "is_error": result.is_error, "finished_on": self.turn.channel_id}
+        usage = self.usage if result.usage is None else summed(self.usage, result.usage)
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db, usage=usage)
+            await self._change(db, call, values)
+        self.usage = usage
+        self._note([replace(call, **values)])  # type: ignore[arg-type]  # the columns are the fields
+
+    async def waits(self, call: Call, waiting: Waiting) -> None:
+        """Keep what a call waits for, that has begun and is not done."""
+        question: dict[str, JsonValue] | None = None
+        if waiting.question is not None:
+            options = None if waiting.options is None else list[JsonValue](waiting.options)
+            question = {"question": waiting.question, "options": options}
+        values: dict[str, object] = {"status": CallStatus.WAITING, "waits_for": waiting.wait, "question": question}
+        values |= dict.fromkeys(("answer", "asked_at", "wait_until"))
         async with self.runtime.database.unit() as db:
             await self._still_ours(db)
-            await db.execute(
-                update(ToolCallRow)
-                .where(
-                    ToolCallRow.turn_id == self.turn.id,
-                    ToolCallRow.step == self.step,
-                    ToolCallRow.index == call.index,
-                    ToolCallRow.status != CallStatus.DONE,
-                )
-                .values(status=done.status, result=done.result, is_error=done.is_error, finish_order=order)
+            await self._change(db, call, values)
+        self._note([replace(call, **values)])  # type: ignore[arg-type]  # the columns are the fields
+
+    @property
+    def _calls(self) -> tuple[Call, ...]:
+        return self.segment.answers[self.step].calls
+
+    def _note(self, changed: Sequence[Call]) -> None:
+        """Some calls of the current step are now these."""
+        by_index = {call.index: call for call in changed}
+        calls = tuple(by_index.get(known.index, known) for known in self._calls)
+        self.segment = self.segment.with_answer(replace(self.segment.answers[self.step], calls=calls))
+
+    async def _change(self, db: Db, call: Call, values: dict[str, object]) -> None:
+        await db.execute(
+            update(ToolCallRow)
+            .where(
+                ToolCallRow.turn_id == self.turn.id,
+                ToolCallRow.step == self.step,
+                ToolCallRow.index == call.index,
+                ToolCallRow.status != CallStatus.DONE,
             )
-        calls = tuple(done if known.index == call.index else known for known in answer.calls)
-        self.segment = self.segment.with_answer(replace(answer, calls=calls))
+            .values(**values)
+        )
 
     async def closed_step(self) -> None:
         """Give the results to the conversation, in the order of the calls, and go on to the next step."""
@@ -106,15 +135,42 @@ class Journal:
             await touch(db, self.turn.chat_id)
         self.step += 1
 
-    async def suspended(self) -> None:
-        """Wait for the user's decisions, holding no worker."""
+    async def paused(self) -> bool:
+        """Wait for what the calls of this step wait for, holding no worker; False if some need not wait any more."""
         async with self.runtime.database.unit() as db:
-            await self._still_ours(db, status=Status.SUSPENDED, lease_until=None)
-            await db.execute(
-                update(ChannelRow).where(ChannelRow.id == self.turn.channel_id).values(suspended_step=self.step)
-            )
-            await touch(db, self.turn.chat_id, active_channel_id=None)
-        self.segment = replace(self.segment, suspended_step=self.step, end=("done", {"status": "suspended"}))
+            await self._still_ours(db)
+            if await settle(db, self.turn.id, self.step):
+                self._note(await read_calls(within(db), self.turn.id, self.step))
+                return False
+            waiting = [call for call in self._calls if call.status == CallStatus.WAITING]
+            if all(call.waits_for is not None and call.waits_for.is_for_people for call in waiting):
+                segment = await self._suspended(db, waiting)
+            else:
+                segment = self.segment
+                await self._still_ours(db, status=Status.WAITING, lease_until=None)
+        self.segment = segment
+        return True
+
+    async def _suspended(self, db: Db, waiting: Sequence[Call]) -> Segment:
+        """Ask the user, and end the channel."""
+        asked = [call if call.asked_at else await self._asked(db, call) for call in waiting]
+        told = round_suspended(asked, self.turn.channel_id, self.usage)
+        await db.execute(
+            update(ChannelRow)
+            .where(ChannelRow.id == self.turn.channel_id)
+            .values(suspended_step=self.step, asked=[list(event) for event in told])
+        )
+        await self._still_ours(db, status=Status.SUSPENDED, lease_until=None)
+        await touch(db, self.turn.chat_id, active_channel_id=None)
+        end = ("done", {"status": "suspended"})
+        return replace(self.segment, suspended_step=self.step, asked=told, end=end)
+
+    async def _asked(self, db: Db, call: Call) -> Call:
+        settings = self.runtime.settings
+        seconds = settings.approval_timeout if call.waits_for == Wait.APPROVAL else settings.input_timeout
+        asked = replace(call, asked_at=now(), wait_until=now() + timedelta(seconds=seconds))
+        await self._change(db, call, {"asked_at": asked.asked_at, "wait_until": asked.wait_until})
+        return asked
 
     async def completed(self, told: Told) -> None:
         """Keep the final answer and end the turn."""
@@ -123,6 +179,7 @@ class Journal:
             await self._still_ours(db, usage=usage, **ended(Status.COMPLETED))
             await db.execute(insert(MessageRow).values(**self._message(told, ())))
             await touch(db, self.turn.chat_id, active_channel_id=None)
+            tell_parent(db, self.runtime, self.turn)
         self.usage = usage
         segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset))
         self.segment = replace(segment, end=("done", {"status": "completed"}))
@@ -134,12 +191,12 @@ class Journal:
             turn = await locked_turn(db, self.turn.id)
             if turn is None:
                 raise LostTurnError(str(self.turn.id))
-            self.segment = await close(db, turn, self.segment, Ending(Status.FAILED, error=error))
+            self.segment = await close(db, self.runtime, turn, self.segment, Ending(Status.FAILED, error=error))
 
     async def canceled(self, partial: Runs, offset: int) -> bool:
         """If the turn was canceled, keep what was said so far and end it; otherwise it is not ours to end."""
         async with self.runtime.database.unit() as db:
-            settled = await settle_canceled(db, self.segment, (partial, offset))
+            settled = await settle_canceled(db, self.runtime, self.segment, (partial, offset))
         self.segment = settled or self.segment
         return settled is not None
 
@@ -164,7 +221,9 @@ class Journal:
         shown: list[Call] = []
         for call in calls:
             unique = f"{call.id or 'call'}-{self.turn.id.hex[:8]}-{self.step}-{call.index}"
-            shown.append(replace(call, id=unique) if not call.id or call.id in known else call)
+            started_on = None if call.requires_approval else self.turn.channel_id
+            shown_id = unique if not call.id or call.id in known else call.id
+            shown.append(replace(call, id=shown_id, started_on=started_on))
             known.add(call.id)
         return tuple(shown)
 
@@ -197,4 +256,6 @@ class Journal:
             "description": call.description,
             "status": call.status,
             "requires_approval": call.requires_approval,
+            "waits_for": call.waits_for,
+            "started_on": call.started_on,
         }

@@ -22,7 +22,7 @@ from sinas_server.chats.live import Channel, Speech
 from sinas_server.chats.prepare import Prepared, prepare
 from sinas_server.chats.prompt import PromptError
 from sinas_server.chats.record import as_runs
-from sinas_server.chats.tables import CallStatus, TurnRow
+from sinas_server.chats.tables import TurnRow
 from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.job import InterruptedWorkError
 from sinas_server.kernel.runtime import Runtime
@@ -50,7 +50,8 @@ class AgentLoop:
         """Take the turn to its end or its next pause. `interrupted`: an earlier worker may have begun it."""
         try:
             await self._in_time(interrupted=interrupted)
-            await self.channel.finish(self.journal.segment)
+            if self.journal.segment.end is not None:  # else it waits, and its readers with it
+                await self.channel.finish(self.journal.segment)
         except asyncio.CancelledError:
             await self._settle()
             raise
@@ -108,10 +109,10 @@ class AgentLoop:
                 await self.channel.catch_up(self.journal.segment)
             await carry_out(self.runtime, prepared.caller, self.journal, self.channel)
             answer = self.journal.segment.answers[self.journal.step]
-            if any(call.status == CallStatus.AWAITING for call in answer.calls):
-                await self.journal.suspended()
+            if all(call.done for call in answer.calls):
+                await self.journal.closed_step()
+            elif await self.journal.paused():
                 return
-            await self.journal.closed_step()
 
     async def _ask(self, prepared: Prepared) -> Told:
         """The model's next answer, sent to the readers as it comes."""

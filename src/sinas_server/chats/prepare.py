@@ -12,9 +12,9 @@ from sinas_server.agents.kind import AGENT, AgentSpec
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.chats.prompt import Prompt, agent_context, opening
 from sinas_server.chats.tables import ChatRow, TurnRow
-from sinas_server.chats.talk import allowed_agent, read_talk
+from sinas_server.chats.talk import Talk, allowed_agent, read_talk
 from sinas_server.identity.resolve import Principal, act_for
-from sinas_server.kernel import store
+from sinas_server.kernel import lookup, store
 from sinas_server.kernel.access import Caller, Via
 from sinas_server.kernel.errors import ForbiddenError, NotFoundError, UnauthorizedError
 from sinas_server.kernel.runtime import Runtime
@@ -55,7 +55,7 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     caller, talk = await asyncio.gather(acting(runtime, turn), read_talk(runtime.database, turn.chat_id))
     if talk is None:
         raise NotFoundError("the chat was deleted")
-    agent = allowed_agent(caller, talk.chat, talk.agent)
+    agent = await _agent(runtime, caller, turn, talk)
     found = await resolve_now(runtime.database, agent.spec.llm_provider_id, agent.spec.model)
     values = with_defaults(agent.spec.input_schema, talk.chat.input)
     context = agent_context(agent, await lender(runtime, agent.owner_id), values)
@@ -63,6 +63,23 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     messages = opening(agent.spec, values, await preloaded(runtime, context))
     prompt = Prompt(agent.spec, found.model, messages, tools)
     return Prepared(caller, found.config, prompt, frozenset(talk.chat.always_allowed))
+
+
+async def _agent(runtime: Runtime, caller: Caller, turn: TurnRow, talk: Talk) -> Resource[AgentSpec]:
+    """The chat's agent, if the turn may have it work now. Raises 404 or 403.
+
+    One that was called by another agent needs that this one still lends it: what the user may do with it directly
+    does not count.
+    """
+    if turn.parent_turn_id is None or talk.agent is None or talk.chat.parent_chat_id is None:
+        return allowed_agent(caller, talk.chat, talk.agent)
+    above = await read_talk(runtime.database, talk.chat.parent_chat_id)
+    if above is not None and above.agent is not None:
+        context = agent_context(above.agent, await lender(runtime, above.agent.owner_id), {})
+        lent = await lookup.lent(runtime.database, context, AGENT, above.agent.spec.enabled_agents, "chat")
+        if any(agent.id == talk.agent.id for agent in lent):
+            return talk.agent
+    raise ForbiddenError(f"Not authorized: the agent that called '{talk.agent.ref}' may not call it any more")
 
 
 def with_defaults(schema: Mapping[str, JsonValue], given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

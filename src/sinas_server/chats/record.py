@@ -1,8 +1,7 @@
-"""The journal as rows: reading what is known of a channel, and the ends a turn can come to without an answer."""
+"""The journal as rows: reading what is known of a turn and its channels, and what every way of writing it shares."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import cast
 from uuid import UUID
 
@@ -11,8 +10,9 @@ from pydantic import JsonValue
 from sqlalchemy import Executable, Row, func, insert, select, update
 
 from sinas_server.backends.llm import Usage
-from sinas_server.chats.events import Answer, Call, Runs, Segment, content
+from sinas_server.chats.events import Answer, Asked, Call, Runs, Segment
 from sinas_server.chats.tables import ChannelRow, ChatRow, MessageRow, Status, ToolCallRow, TurnRow
+from sinas_server.kernel.tool import Wait
 from sinas_server.kernel.unit import Db
 
 
@@ -29,8 +29,15 @@ def as_call(row: ToolCallRow | Row[tuple[object, ...]]) -> Call:
         requires_approval=row.requires_approval,
         approved=row.approved,
         intact=row.approved_hash in (None, hash_of(row.tool, row.arguments)),
+        waits_for=Wait(row.waits_for) if row.waits_for else None,
+        wait_until=row.wait_until,
+        asked_at=row.asked_at,
+        question=row.question,
+        answer=row.answer,
         result=row.result,
         is_error=row.is_error,
+        started_on=row.started_on,
+        finished_on=row.finished_on,
         finish_order=row.finish_order,
     )
 
@@ -94,10 +101,10 @@ async def read_segment(read: Read, channel: ChannelRow, turn: TurnRow, *, fresh:
         turn_id=turn.id,
         channel_id=channel.id,
         first_step=channel.first_step,
-        after_approval=channel.after_approval,
+        resumed=channel.resumed,
         structured=turn.structured,
         suspended_step=channel.suspended_step,
-        awaiting=None if channel.awaiting is None else tuple(channel.awaiting),
+        asked=cast(tuple[Asked, ...], tuple(map(tuple, cast(list[list[JsonValue]], channel.asked or [])))),
         end=end_of(channel, turn),
     )
     if fresh:
@@ -117,60 +124,20 @@ async def read_segment(read: Read, channel: ChannelRow, turn: TurnRow, *, fresh:
     return segment
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a turn ends without a final answer of the model."""
-
-    status: Status
-    error: str | None = None
-    reason: str | None = None
-    """What the model is told about calls that were not carried out."""
-    partial: tuple[Runs, int] = ((), 0)
-    """What was said of an answer that was cut off, and the position it follows."""
-
-
 def ended(status: Status) -> dict[str, object]:
     """The columns of a turn that has ended."""
     return {"status": status, "finished_at": func.now(), "lease_until": None}
 
 
-async def close(db: Db, turn: TurnRow, segment: Segment, ending: Ending) -> Segment:
-    """End a turn whose row the transaction has locked and read: its open calls get results. Gives the segment's end."""
-    answer = segment.answers.get(turn.step)
-    partial, offset = ending.partial
-    if answer is not None:
-        reason = ending.reason or f"Not carried out: {ending.error or 'the user stopped the agent.'}"
-        calls = [call if call.done else replace(call, result=reason, is_error=True) for call in answer.calls]
-        await add_results(db, turn, turn.step, calls)
-    elif content(partial):
-        values = {"role": "assistant", "content": content(partial), "runs": stored_runs(partial)}
-        await db.execute(
-            insert(MessageRow).values(
-                chat_id=turn.chat_id, turn_id=turn.id, step=turn.step, stream_offset=offset, **values
-            )
-        )
-        segment = segment.with_answer(Answer(turn.step, partial, offset))
-    await db.execute(
-        update(TurnRow).where(TurnRow.id == turn.id).values(error=ending.error, **ended(ending.status)),
-        execution_options={"synchronize_session": False},
-    )
-    await touch(db, turn.chat_id, active_channel_id=None)
-    if ending.status == Status.FAILED:
-        return replace(segment, end=("error", {"error": ending.error}))
-    return replace(segment, end=("done", {"status": ending.status.lower()}))
+async def read_calls(read: Read, turn_id: UUID, step: int) -> list[Call]:
+    """The calls of a step as they are now."""
+    query = select(*ToolCallRow.__table__.columns).where(ToolCallRow.turn_id == turn_id, ToolCallRow.step == step)
+    return [as_call(row) for row in await read(query)]
 
 
 async def locked_turn(db: Db, turn_id: UUID) -> TurnRow | None:
     """A turn as it is now, locked; None if it is gone."""
     return await db.scalar(select(TurnRow).where(TurnRow.id == turn_id).with_for_update())
-
-
-async def settle_canceled(db: Db, segment: Segment, partial: tuple[Runs, int]) -> Segment | None:
-    """Complete the end of a canceled turn: the segment with its end; None if there is nothing left to do."""
-    turn = await locked_turn(db, segment.turn_id)
-    if turn is None or turn.status != Status.CANCELLED or turn.finished_at is not None:
-        return None
-    return await close(db, turn, segment, Ending(Status.CANCELLED, partial=partial))
 
 
 async def touch(db: Db, chat_id: UUID, **values: object) -> None:
@@ -221,3 +188,15 @@ def added(usage: Mapping[str, JsonValue], more: Usage) -> dict[str, JsonValue]:
         "unpriced_calls": known.get("unpriced_calls", 0) + 1,
         "errors": known.get("errors", 0),
     }
+
+
+def summed(usage: Mapping[str, JsonValue], more: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The usage of a turn with that of work it had others do."""
+    numbers = {
+        name: value + other
+        for name in {**usage, **more}
+        if isinstance(value := usage.get(name) or 0, int | float)
+        and isinstance(other := more.get(name) or 0, int | float)
+    }
+    unknown = usage.get("cost_usd") is None and more.get("cost_usd") is None
+    return {**usage, **numbers, **({"cost_usd": None} if unknown else {})}

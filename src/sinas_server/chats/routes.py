@@ -11,7 +11,8 @@ from sqlalchemy.exc import IntegrityError
 
 from sinas_server.backends.stream import START, Position, StreamLostError, StreamUnavailableError
 from sinas_server.chats import stop
-from sinas_server.chats.approval import Decision, decide, pending_approvals
+from sinas_server.chats.approval import Decision, decide
+from sinas_server.chats.asked import APPROVALS, asked_calls
 from sinas_server.chats.chat import (
     ChatFilter,
     Wanted,
@@ -97,7 +98,7 @@ async def _get(chat_id: ChatId, db: CurrentDb, caller: CurrentCaller) -> ChatWit
     return ChatWithMessages(
         **ChatResponse.of(chat).model_dump(),
         messages=await _said(db, chat.id),
-        pending_approvals=[PendingApprovalResponse.of(call) for call in await pending_approvals(db, chat.id)],
+        pending_approvals=[PendingApprovalResponse.of(call) for call in await asked_calls(db, chat.id, APPROVALS)],
         last_turn=None if last is None else TurnResponse.of(last),
     )
 
@@ -211,21 +212,21 @@ async def _approve(
     """Once no call of the answer waits any more, the agent goes on: follow the channel."""
     chat = await own_chat(db, caller, chat_id)
     decision = Decision(body.approved, always=bool(body.always_allow))
-    channel_id, queued = await decide(db, runtime, caller, chat, tool_call_id, decision)
+    resumed = await decide(db, runtime, caller, chat, tool_call_id, decision)
     verdict = "approved" if body.approved else "rejected"
     return ApprovalResponse(
         status=verdict,
         tool_call_id=tool_call_id,
-        channel_id=str(channel_id),
-        message=f"Call {verdict}; " + ("the agent goes on" if queued else "other calls still wait for a decision"),
-        resume="queued" if queued else "waiting",
+        channel_id=str(resumed.channel_id),
+        message=f"Call {verdict}; " + ("the agent goes on" if resumed.queued else "it still waits for the user"),
+        resume="queued" if resumed.queued else "waiting",
     )
 
 
 async def _stop(chat_id: ChatId, runtime: Run, caller: CurrentCaller) -> StopResponse:
     """What the agent said so far is kept."""
     async with runtime.database.unit() as db:
-        chat = await find_chat(db, caller, chat_id, "update", lock=True)
+        chat = await find_chat(db, caller, chat_id, "update")
         turn = await stop.stop_turn(db, runtime, chat.id)
     if turn is None:
         return StopResponse(status="idle")

@@ -5,13 +5,14 @@ from uuid import UUID
 from fastapi import Request
 from sqlalchemy import select
 
-from sinas_server.chats.approval import pending_approvals
+from sinas_server.chats.asked import APPROVALS, INPUTS, asked_calls
 from sinas_server.chats.start import wait_turn
 from sinas_server.chats.tables import MessageRow, Status, TurnRow
-from sinas_server.chats.views import PendingApprovalResponse, SentResponse, message_fields
+from sinas_server.chats.views import PendingApprovalResponse, PendingInputResponse, SentResponse, message_fields
 from sinas_server.kernel.errors import ConflictError, SinasError
 from sinas_server.kernel.runtime import Runtime
 
+UNDER_WAY = (Status.PENDING, Status.RUNNING, Status.WAITING)
 PATIENCE_SECONDS = 15.0
 """How often it is looked whether the client is still there."""
 
@@ -41,14 +42,15 @@ async def answered(runtime: Runtime, turn: TurnRow) -> SentResponse:
             .order_by(MessageRow.seq.desc())
             .limit(1)
         )
-        waiting = await pending_approvals(db, turn.chat_id) if turn.status == Status.SUSPENDED else []
+        approvals, inputs = [await asked_calls(db, turn.chat_id, waits) for waits in (APPROVALS, INPUTS)]
     if message is None:
         raise ConflictError("The turn was stopped before the agent said anything")
-    states = {Status.SUSPENDED: "input_required", Status.PENDING: "in_progress", Status.RUNNING: "in_progress"}
+    states = {Status.SUSPENDED: "input_required", **dict.fromkeys(UNDER_WAY, "in_progress")}
     return SentResponse(
         **message_fields(message),
         status=states.get(Status(turn.status), "completed"),
-        pending_approvals=[PendingApprovalResponse.of(call) for call in waiting],
+        pending_inputs=[PendingInputResponse.of(call) for call in inputs],
+        pending_approvals=[PendingApprovalResponse.of(call) for call in approvals],
         channel_id=str(turn.channel_id),
         usage=turn.usage or None,
     )

@@ -7,16 +7,18 @@ from typing import cast
 from uuid import UUID, uuid4
 
 import orjson
-from sqlalchemy import Executable, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Executable, bindparam, func, insert, literal_column, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.db import is_lost
 from sinas_server.chats.chat import own_chat
 from sinas_server.chats.content import Content, stored
+from sinas_server.chats.ending import Ending, end_open
 from sinas_server.chats.live import turn_topic
+from sinas_server.chats.nesting import ChildIds
 from sinas_server.chats.prepare import usable_agent
-from sinas_server.chats.record import Ending, close, read_channel, read_segment, read_turn, within
+from sinas_server.chats.record import read_turn
 from sinas_server.chats.tables import QUEUE, ChannelRow, ChatRow, MessageRow, Status, TurnRow
 from sinas_server.chats.talk import IS_OPEN, allowed_agent, read_talk
 from sinas_server.kernel.access import Caller
@@ -24,9 +26,11 @@ from sinas_server.kernel.errors import ConflictError, NotFoundError, Unavailable
 from sinas_server.kernel.job import wake
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
+from sinas_server.kernel.tool import CallIdentity
 from sinas_server.kernel.unit import Db
 
 BUSY = "The agent is still answering the last message: wait for it, or stop it with POST /chats/{chat_id}/stop"
+UNANSWERED = "Not carried out: this waited for the user, who sent another message instead."
 LOOK_SECONDS = 1.0
 """A lost signal delays an answer by at most this."""
 
@@ -45,7 +49,7 @@ async def start_turn(
 ) -> Started:
     """Have the agent answer a message. `chat`: locked by this transaction. Raises 404, 403, or 409 for a busy chat."""
     agent = await usable_agent(db, caller, chat)
-    await _end_waiting(db, chat)
+    await _end_waiting(db, runtime, chat)
     values = _values(runtime, caller, chat, agent, Said(content, include_thinking))
     if (await (await db.connection()).execute(_START, values)).first() is None:
         raise ConflictError(BUSY)
@@ -81,11 +85,28 @@ async def _began(runtime: Runtime, values: dict[str, object]) -> bool:
 
 
 @dataclass(frozen=True)
+class ByCall:
+    """Which tool call of another agent's turn begins a turn."""
+
+    parent: TurnRow
+    identity: CallIdentity
+
+
+@dataclass(frozen=True)
 class Said:
-    """What the user says."""
+    """What the user says, or an agent on his behalf."""
 
     content: Content
-    include_thinking: bool
+    include_thinking: bool = False
+    by: ByCall | None = None
+
+
+async def start_child(
+    db: Db, runtime: Runtime, caller: Caller, chat: ChatRow, agent: Resource[AgentSpec], said: Said
+) -> None:
+    """Have an agent work for another one. `chat`: made by this transaction; `caller`: whom the other one acts for."""
+    await (await db.connection()).execute(_START, _values(runtime, caller, chat, agent, said))
+    db.after_commit(lambda: wake(runtime, QUEUE, caller.depth))
 
 
 def _values(
@@ -93,10 +114,18 @@ def _values(
 ) -> dict[str, object]:
     """The parameters of `_START`."""
     text, parts = stored(said.content)
+    by = said.by
+    call = by.identity if by else None
+    ids = ChildIds.of(call.turn_id, call.step, call.index) if call else None
     return {
         "new_chat_id": chat.id,
-        "new_id": uuid4(),
-        "new_channel_id": uuid4(),
+        "new_id": ids.turn if ids else uuid4(),
+        "new_channel_id": ids.channel if ids else uuid4(),
+        "new_parent_turn_id": call.turn_id if call else None,
+        "new_parent_step": call.step if call else None,
+        "new_parent_index": call.index if call else None,
+        # Before turns that came later than the one that waits for it.
+        "new_run_at": by.parent.created_at if by else None,
         "new_user_id": caller.id,
         "new_api_key_id": caller.api_key,
         "new_owner_ids": list(caller.owners),
@@ -118,14 +147,16 @@ def _started(values: Mapping[str, object]) -> Started:
 
 def _starting() -> Executable:
     """Marks the chat as busy and inserts turn, channel and message; gives nothing if the chat is busy or gone."""
-    now = func.clock_timestamp()
+    at = func.clock_timestamp()
     chat, turn, said = ChatRow.__table__.columns, TurnRow.__table__.columns, MessageRow.__table__.columns
-    of_turn = ("user_id", "api_key_id", "owner_ids", "via", "depth", "structured", "include_thinking", "timeout")
-    new = {name: bindparam(f"new_{name}", type_=turn[name].type) for name in ("id", "channel_id", *of_turn)}
+    of_user = ("user_id", "api_key_id", "owner_ids", "via", "depth", "structured", "include_thinking", "timeout")
+    of_turn = ("id", "channel_id", *of_user, "parent_turn_id", "parent_step", "parent_index")
+    new: dict[str, ColumnElement[object]] = {name: bindparam(f"new_{name}", type_=turn[name].type) for name in of_turn}
+    new["run_at"] = func.coalesce(bindparam("new_run_at", type_=turn["run_at"].type), func.now())
     free = (
         update(ChatRow)
         .where(ChatRow.id == bindparam("new_chat_id", type_=chat["id"].type), ChatRow.active_channel_id.is_(None))
-        .values(active_channel_id=new["channel_id"], updated_at=now, last_message_at=now)
+        .values(active_channel_id=new["channel_id"], updated_at=at, last_message_at=at)
         .returning(ChatRow.id)
         .cte("free")
     )
@@ -150,18 +181,17 @@ def _starting() -> Executable:
 _START = _starting()
 
 
-async def _end_waiting(db: Db, chat: ChatRow) -> None:
-    """A turn that waits for decisions ends without them; one that works makes the chat busy (409)."""
-    turn = await open_turn(db, chat.id)
-    if turn is None:
+async def _end_waiting(db: Db, runtime: Runtime, chat: ChatRow) -> None:
+    """A turn that waits for the user ends without him; one that works makes the chat busy (409)."""
+    # Not locked before it is known to be suspended: its worker may hold it, and ask for the chat.
+    status = await db.scalar(select(TurnRow.status).where(TurnRow.chat_id == chat.id, IS_OPEN))
+    if status is None:
         return
-    if turn.status != Status.SUSPENDED:
+    turn = await open_turn(db, chat.id) if status == Status.SUSPENDED else None
+    if status != Status.SUSPENDED or (turn is not None and turn.status != Status.SUSPENDED):
         raise ConflictError(BUSY)
-    channel = await read_channel(within(db), turn.channel_id)
-    if channel is not None:
-        segment = await read_segment(within(db), channel, turn)
-        reason = "Not carried out: the user did not approve this call and sent another message instead."
-        await close(db, turn, segment, Ending(Status.CANCELLED, reason=reason))
+    if turn is not None:
+        await end_open(db, runtime, turn, Ending(Status.CANCELLED, reason=UNANSWERED))
 
 
 async def open_turn(db: Db, chat_id: UUID) -> TurnRow | None:

@@ -1,17 +1,15 @@
 """Stopping a turn: its worker keeps what was said so far; where there is no worker, whoever looks does."""
 
-from contextlib import suppress
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, or_, select
 
 from sinas_server.backends.stream import START, StreamUnavailableError
-from sinas_server.chats.events import Segment, spoken
-from sinas_server.chats.live import Channel
-from sinas_server.chats.record import Ending, close, read_channel, read_segment, read_turn, settle_canceled, within
+from sinas_server.chats.ending import Ending, end_open, send_end, settle_canceled
+from sinas_server.chats.events import spoken
+from sinas_server.chats.record import read_channel, read_segment, read_turn
 from sinas_server.chats.start import open_turn, wait_turn
-from sinas_server.chats.tables import QUEUE, Status, TurnRow
-from sinas_server.kernel.job import InterruptedWorkError, cancel_topic
+from sinas_server.chats.tables import Status, TurnRow
 from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
@@ -24,19 +22,8 @@ SWEEP_SECONDS = 5.0
 async def stop_turn(db: Db, runtime: Runtime, chat_id: UUID) -> TurnRow | None:
     """Cancel the chat's open turn, if there is one: its row before, for `await_stop` after this transaction."""
     turn = await open_turn(db, chat_id)
-    if turn is None:
-        return None
-    if turn.status == Status.RUNNING:
-        await db.execute(
-            update(TurnRow).where(TurnRow.id == turn.id).values(status=Status.CANCELLED),
-            execution_options={"synchronize_session": False},
-        )
-        db.after_commit(lambda: runtime.signals.signal(cancel_topic(QUEUE)))
-        return turn
-    channel = await read_channel(within(db), turn.channel_id)
-    if channel is not None and turn.status != Status.CANCELLED:
-        segment = await close(db, turn, await read_segment(within(db), channel, turn), Ending(Status.CANCELLED))
-        db.after_commit(lambda: _send_end(runtime, segment))
+    if turn is not None:
+        await end_open(db, runtime, turn, Ending(Status.CANCELLED))
     return turn
 
 
@@ -60,17 +47,9 @@ async def settle(runtime: Runtime, turn_id: UUID) -> None:
         events = []
     offset, said = spoken(events, turn.step)
     async with runtime.database.unit() as db:
-        settled = await settle_canceled(db, segment, (said, offset))
+        settled = await settle_canceled(db, runtime, segment, (said, offset))
     if settled is not None:
-        await _send_end(runtime, settled)
-
-
-async def _send_end(runtime: Runtime, segment: Segment) -> None:
-    """Tell readers the end; without Redis they find it in the journal."""
-    channel = Channel(runtime, segment.channel_id, patience_seconds=0)
-    with suppress(InterruptedWorkError):
-        await channel.open(segment, interrupted=True)
-        await channel.finish(segment)
+        await send_end(runtime, settled)
 
 
 async def _sweep(runtime: Runtime) -> None:

@@ -18,22 +18,25 @@ class Status(StrEnum):
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
+    WAITING = "WAITING"
+    """It waits for other work and holds no worker; its channel stays open."""
     SUSPENDED = "SUSPENDED"
-    """It waits for people and holds no worker."""
+    """It waits for people and holds no worker; its channel has ended."""
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
 
 
-OPEN = (Status.PENDING, Status.RUNNING, Status.SUSPENDED)
+OPEN = (Status.PENDING, Status.RUNNING, Status.WAITING, Status.SUSPENDED)
 
 
 class CallStatus(StrEnum):
     """Where a tool call stands."""
 
-    AWAITING = "awaiting_approval"
     PENDING = "pending"
-    """It may be carried out, or was rejected and its result not yet written."""
+    """It may be carried out, or go on: what it waited for, if anything, is settled."""
+    WAITING = "waiting"
+    """It waits for what `waits_for` says."""
     DONE = "done"
 
 
@@ -43,6 +46,7 @@ class ChatRow(Base):
     __tablename__ = "chats"
     __table_args__ = (
         Index("ix_chats_user", "user_id", "updated_at", "id"),
+        Index("ix_chats_parent", "parent_chat_id", postgresql_where=text("parent_chat_id IS NOT NULL")),
         Index("ix_chats_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
         # One conversation per agent and key; an archived one has given its key back.
         Index(
@@ -60,6 +64,8 @@ class ChatRow(Base):
     agent_id: Mapped[UUID]
     agent_namespace: Mapped[str] = mapped_column(String(255))
     agent_name: Mapped[str] = mapped_column(String(255))
+    parent_chat_id: Mapped[UUID | None] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    """The chat whose agent called this one's agent."""
     title: Mapped[str]
     archived: Mapped[bool] = mapped_column(server_default=text("false"))
     session_key: Mapped[str | None]
@@ -87,11 +93,13 @@ class TurnRow(Leased, Base):
             "lease_until",
             postgresql_where=text("status = 'CANCELLED' AND finished_at IS NULL"),
         ),
+        Index("ix_turns_waiting", "id", postgresql_where=text("status IN ('WAITING', 'SUSPENDED')")),
+        Index("ix_turns_parent", "parent_turn_id", postgresql_where=text("parent_turn_id IS NOT NULL")),
         Index(
             "uq_turns_open",
             "chat_id",
             unique=True,
-            postgresql_where=text("status IN ('PENDING', 'RUNNING', 'SUSPENDED')"),
+            postgresql_where=text("status IN ('PENDING', 'RUNNING', 'WAITING', 'SUSPENDED')"),
         ),
     )
 
@@ -104,8 +112,13 @@ class TurnRow(Leased, Base):
     owner_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default=text("'{}'"))
     via: Mapped[str] = mapped_column(String(16))
 
+    # By which tool call of another agent's turn, if by any.
+    parent_turn_id: Mapped[UUID | None]
+    parent_step: Mapped[int | None]
+    parent_index: Mapped[int | None]
+
     channel_id: Mapped[UUID]
-    """Where its events go now; an approval opens another channel."""
+    """Where its events go now; a decision or answer of the user opens another channel."""
     step: Mapped[int] = mapped_column(server_default=text("0"))
     """How many rounds of tool calls are behind it."""
     structured: Mapped[bool] = mapped_column(server_default=text("false"))
@@ -184,8 +197,21 @@ class ToolCallRow(Base):
     approved_hash: Mapped[str | None] = mapped_column(String(64))
     decided_by: Mapped[UUID | None]
     decided_at: Mapped[datetime | None]
+    waits_for: Mapped[str | None] = mapped_column(String(16))
+    """What it waits or has waited for (`kernel.tool.Wait`)."""
+    wait_until: Mapped[datetime | None]
+    """When it goes on without."""
+    question: Mapped[dict[str, JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    """What the user is asked: `question`, `options`."""
+    answer: Mapped[str | None]
+    """What the user said to it."""
+    asked_at: Mapped[datetime | None]
     result: Mapped[str | None]
     is_error: Mapped[bool] = mapped_column(server_default=text("false"))
+    started_on: Mapped[UUID | None]
+    """The channel that tells of its start; none while it may not be carried out."""
+    finished_on: Mapped[UUID | None]
+    """The channel that tells of its end."""
     finish_order: Mapped[int | None]
     """As which of its step's calls it finished, counted from 1."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -201,10 +227,10 @@ class ChannelRow(Base):
     chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
     turn_id: Mapped[UUID] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"))
     first_step: Mapped[int] = mapped_column(server_default=text("0"))
-    after_approval: Mapped[bool] = mapped_column(server_default=text("false"))
-    """Whether it begins with the calls of `first_step` that were decided on."""
+    resumed: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether it begins after the answer of `first_step`: with the calls that waited for the user."""
     suspended_step: Mapped[int | None]
-    """The step whose approvals ended it."""
-    awaiting: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
-    """Of a channel that only repeats which calls still wait for a decision: their indexes."""
+    """The step whose calls wait for the user; they ended it."""
+    asked: Mapped[list[JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    """What the user was asked at its end: `[event name, data]` each."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -8,6 +8,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sinas_server.chats.content import Content, shown
+from sinas_server.chats.events import pending_input
 from sinas_server.chats.record import as_call
 from sinas_server.chats.tables import ChatRow, MessageRow, ToolCallRow, TurnRow
 
@@ -80,6 +81,7 @@ class ChatResponse(_Answer):
     title: str = Field(description="Its title.")
     archived: bool = Field(default=False, description="Whether it is hidden from the list.")
     session_key: str | None = Field(default=None, description="The key that `invoke` finds it by.")
+    parent_chat_id: UUID | None = Field(default=None, description="The chat whose agent has begun it.")
     expires_at: datetime | None = Field(default=None, description="When it will be deleted.")
     keep_alive: bool | None = Field(default=None, description="Kept for clients.")
     active_channel_id: str | None = Field(default=None, description="The channel of the turn that is running.")
@@ -141,11 +143,30 @@ class PendingApprovalResponse(_Answer):
         )
 
 
+class PendingInputResponse(_Answer):
+    """A question of the agent to the user."""
+
+    tool_call_id: str = Field(description="The call that asks.")
+    question: str = Field(description="What is asked.")
+    options: list[str] | None = Field(default=None, description="Answers to choose from; others are accepted too.")
+    expires_at: datetime | None = Field(default=None, description="When the agent goes on without an answer.")
+    created_at: datetime | None = Field(default=None, description="When it was asked.")
+
+    @classmethod
+    def of(cls, row: ToolCallRow) -> "PendingInputResponse":
+        """A call's row as it is shown."""
+        return cls.model_validate(
+            {"tool_call_id": row.tool_call_id, "created_at": row.asked_at, **pending_input(as_call(row))}
+        )
+
+
 class TurnResponse(_Answer):
     """How the last message fared."""
 
     id: UUID = Field(description="Its id.")
-    status: str = Field(description="`PENDING`, `RUNNING`, `SUSPENDED`, `COMPLETED`, `FAILED` or `CANCELLED`.")
+    status: str = Field(
+        description="`PENDING`, `RUNNING`, `WAITING`, `SUSPENDED`, `COMPLETED`, `FAILED` or `CANCELLED`."
+    )
     error: str | None = Field(description="Why it failed.")
     channel_id: str = Field(description="Where its events can be read.")
 
@@ -167,7 +188,7 @@ class SentResponse(MessageResponse):
     """The agent's answer."""
 
     status: str = Field(description="`completed`, `input_required` or `in_progress`.")
-    pending_inputs: list[JsonValue] = Field(default=[], description="Questions of the agent.")
+    pending_inputs: list[PendingInputResponse] = Field(default=[], description="Questions of the agent.")
     pending_approvals: list[PendingApprovalResponse] = Field(default=[], description="Calls that wait for a decision.")
     channel_id: str | None = Field(description="Where the events of this turn can be read.")
     usage: dict[str, JsonValue] | None = Field(description="Calls of the model and their tokens.")
@@ -181,7 +202,7 @@ class InvokeResponse(_Answer):
     session_key: str | None = Field(default=None, description="Its key.")
     usage: dict[str, JsonValue] | None = Field(default=None, description="Calls of the model and their tokens.")
     status: str = Field(description="`completed`, `input_required` or `in_progress`.")
-    pending_inputs: list[JsonValue] = Field(default=[], description="Questions of the agent.")
+    pending_inputs: list[PendingInputResponse] = Field(default=[], description="Questions of the agent.")
     channel_id: str | None = Field(description="Where the events of this turn can be read.")
 
 

@@ -5,8 +5,9 @@ Every slice that offers tools has one in its `tools.py`; the catalog passes them
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
@@ -62,6 +63,10 @@ class CallIdentity:
     step: int
     index: int
     tool_call_id: str
+    waited: bool = False
+    """Whether it has been called before, and waited; what it waited for is settled now."""
+    answer: str | None = None
+    """What the user said, if it waited for that; None also if he said nothing in time."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,41 @@ class ToolResult:
 
     content: str
     is_error: bool = False
+    usage: Mapping[str, JsonValue] | None = None
+    """What it used of models itself, as the usage of a turn; added to that of the turn that called."""
 
 
-Announce = Callable[[str, Mapping[str, JsonValue]], Awaitable[None]]
+class Wait(StrEnum):
+    """What a call waits for."""
+
+    APPROVAL = "approval"
+    """The user's decision; only the agent loop makes a call wait for it."""
+    ANSWER = "answer"
+    """The user's answer to a question of the call."""
+    INPUT = "input"
+    """The user's input to an execution that has paused."""
+    AGENT = "agent"
+    """The turn of another agent."""
+
+    @property
+    def is_for_people(self) -> bool:
+        """Whether a person has to act."""
+        return self is not Wait.AGENT
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Instead of a result: the call waits, and is called again once what it waits for is settled.
+
+    Its turn meanwhile holds no worker. Nothing of the process is kept: what the call needs later is in rows that its
+    identity finds.
+    """
+
+    wait: Wait
+    question: str | None = None
+    """What the user is asked."""
+    options: tuple[str, ...] | None = None
+    """Answers to choose from."""
 
 
 class Toolset(Protocol):
@@ -103,6 +140,6 @@ class Toolset(Protocol):
         tool: Tool,
         arguments: Mapping[str, JsonValue],
         identity: CallIdentity,
-    ) -> ToolResult:
+    ) -> ToolResult | Waiting:
         """Carry out a call; called again with the same identity after a crash, it must settle the first attempt."""
         ...

@@ -17,6 +17,12 @@ class AgentSettings(BaseSettings):
     agent_job_timeout: float = Field(
         600, gt=0, description="Longest work on one turn, in seconds, not counting the time it waits for others."
     )
+    approval_timeout: float = Field(
+        86_400, gt=0, description="Seconds for a user to approve a call; after that the agent is told that he did not."
+    )
+    input_timeout: float = Field(
+        86_400, gt=0, description="Seconds for a user to answer a question of an agent or of a paused execution."
+    )
     openai_api_key: SecretStr | None = Field(
         None, description="OpenAI key; embedded, it makes OpenAI a provider if none is configured."
     )

@@ -1,0 +1,113 @@
+"""The ends a turn can come to without a final answer of the model: with it ends everything that works for it."""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from sqlalchemy import insert, select, update
+
+from sinas_server.chats.events import Answer, Runs, Segment, content
+from sinas_server.chats.live import Channel
+from sinas_server.chats.record import (
+    add_results,
+    ended,
+    locked_turn,
+    read_channel,
+    read_segment,
+    stored_runs,
+    touch,
+    within,
+)
+from sinas_server.chats.tables import QUEUE, MessageRow, Status, TurnRow
+from sinas_server.chats.talk import IS_OPEN
+from sinas_server.chats.waits import tell_parent
+from sinas_server.functions.executions import cancel_execution
+from sinas_server.functions.tables import ENDED, ExecutionRow
+from sinas_server.kernel.job import InterruptedWorkError, cancel_topic
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Db
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a turn ends without a final answer of the model."""
+
+    status: Status
+    error: str | None = None
+    reason: str | None = None
+    """What the model is told about calls that were not carried out."""
+    partial: tuple[Runs, int] = ((), 0)
+    """What was said of an answer that was cut off, and the position it follows."""
+
+
+async def close(db: Db, runtime: Runtime, turn: TurnRow, segment: Segment, ending: Ending) -> Segment:
+    """End a turn whose row the transaction has locked and read: its open calls get results. Gives the segment's end."""
+    answer = segment.answers.get(turn.step)
+    partial, offset = ending.partial
+    if answer is not None:
+        reason = ending.reason or f"Not carried out: {ending.error or 'the user stopped the agent.'}"
+        calls = [call if call.done else replace(call, result=reason, is_error=True) for call in answer.calls]
+        await add_results(db, turn, turn.step, calls)
+    elif content(partial):
+        values = {"role": "assistant", "content": content(partial), "runs": stored_runs(partial)}
+        await db.execute(
+            insert(MessageRow).values(
+                chat_id=turn.chat_id, turn_id=turn.id, step=turn.step, stream_offset=offset, **values
+            )
+        )
+        segment = segment.with_answer(Answer(turn.step, partial, offset))
+    await db.execute(
+        update(TurnRow).where(TurnRow.id == turn.id).values(error=ending.error, **ended(ending.status)),
+        execution_options={"synchronize_session": False},
+    )
+    await touch(db, turn.chat_id, active_channel_id=None)
+    await abandon(db, runtime, turn.id)
+    tell_parent(db, runtime, turn)
+    if ending.status == Status.FAILED:
+        return replace(segment, end=("error", {"error": ending.error}))
+    return replace(segment, end=("done", {"status": ending.status.lower()}))
+
+
+async def abandon(db: Db, runtime: Runtime, turn_id: UUID, call: tuple[int, int] | None = None) -> None:
+    """Stop what works for a turn, or for one `call` (step, index) of it: executions, and the turns of called agents."""
+    executions = select(ExecutionRow.id).where(ExecutionRow.turn_id == turn_id, ExecutionRow.status.not_in(ENDED))
+    children = select(TurnRow).where(TurnRow.parent_turn_id == turn_id, IS_OPEN).with_for_update()
+    if call is not None:
+        step, index = call
+        executions = executions.where(ExecutionRow.step == step, ExecutionRow.call_index == index)
+        children = children.where(TurnRow.parent_step == step, TurnRow.parent_index == index)
+    for execution_id in (await db.scalars(executions)).all():
+        await cancel_execution(db, runtime, execution_id)
+    for child in (await db.scalars(children)).all():
+        await end_open(db, runtime, child, Ending(Status.CANCELLED))
+
+
+async def end_open(db: Db, runtime: Runtime, turn: TurnRow, ending: Ending) -> None:
+    """End an open turn, locked: its worker does what is left, where it has one."""
+    if turn.status == Status.RUNNING:
+        await db.execute(
+            update(TurnRow).where(TurnRow.id == turn.id).values(status=ending.status),
+            execution_options={"synchronize_session": False},
+        )
+        db.after_commit(lambda: runtime.signals.signal(cancel_topic(QUEUE)))
+        return
+    channel = await read_channel(within(db), turn.channel_id)
+    if channel is not None and turn.status != Status.CANCELLED:
+        segment = await close(db, runtime, turn, await read_segment(within(db), channel, turn), ending)
+        db.after_commit(lambda: send_end(runtime, segment))
+
+
+async def settle_canceled(db: Db, runtime: Runtime, segment: Segment, said: tuple[Runs, int]) -> Segment | None:
+    """Complete the end of a canceled turn: the segment with its end; None if there is nothing left to do."""
+    turn = await locked_turn(db, segment.turn_id)
+    if turn is None or turn.status != Status.CANCELLED or turn.finished_at is not None:
+        return None
+    return await close(db, runtime, turn, segment, Ending(Status.CANCELLED, partial=said))
+
+
+async def send_end(runtime: Runtime, segment: Segment) -> None:
+    """Tell readers the end; without Redis they find it in the journal."""
+    channel = Channel(runtime, segment.channel_id, patience_seconds=0)
+    with suppress(InterruptedWorkError):
+        await channel.open(segment, interrupted=True)
+        await channel.finish(segment)

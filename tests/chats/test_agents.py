@@ -1,0 +1,252 @@
+"""Agents that call agents: each call is a chat of its own in the same queue; who waits for it holds no slot."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+from pydantic import JsonValue
+from sqlalchemy import func, select
+
+from sinas_server.chats.delegate import AgentTools
+from sinas_server.chats.jobs import CHAT_JOB
+from sinas_server.chats.prepare import prepare
+from sinas_server.chats.tables import ChatRow, Status, TurnRow
+from sinas_server.chats.waits import WAITS_LOOP
+from sinas_server.kernel.errors import ForbiddenError
+from sinas_server.kernel.job import Worker
+from sinas_server.kernel.runtime import Runtime
+from tests.chats.conftest import (
+    CountingTools,
+    Declare,
+    Event,
+    Json,
+    get_chat,
+    open_chat,
+    reread,
+    stream,
+    text_of,
+    working,
+)
+from tests.people import Person
+
+CALL = "call_agent_default__helper"
+
+
+def calling(*messages: str, tool: str = CALL, **more: Json) -> list[Json]:
+    """Rules of an agent that gives another one these tasks, all at once, and passes on what it says."""
+    calls = [{"tool": tool, "arguments": {"message": message, **more}} for message in messages]
+    return [
+        {"when": {"contains": "go"}, "answer": "I ask.", "call": calls},
+        {
+            "when": {"after_tool": tool},
+            "answer": f"It says: {{{{ every['{tool}'] | map(attribute='response') | join(' ') }}}}",
+        },
+    ]
+
+
+@pytest.fixture
+def runtime(runtime: Runtime, tools: CountingTools) -> Runtime:
+    return dataclasses.replace(runtime, toolsets=(AgentTools(), tools))
+
+
+async def two(declare: Declare, *messages: str, **helper: JsonValue) -> str:
+    """A boss and its helper."""
+    fields: Json = {"rules": None, "default": "All done.", "enabled_functions": [], **helper}
+    await declare("helper", **fields)
+    return await declare("boss", calling(*messages), enabled_agents=["helper"], enabled_functions=[])
+
+
+def named(events: list[Event], name: str) -> list[Json]:
+    return [event.data for event in events if event.name == name]
+
+
+async def children(person: Person, chat_id: str) -> list[Json]:
+    answer = await person.http.get("/chats", params={"parent_chat_id": chat_id})
+    assert answer.status_code == 200, answer.text
+    return cast(list[Json], answer.json())
+
+
+async def test_an_agent_has_another_one_work(user: Person, declare: Declare, worker: None) -> None:
+    boss = await two(declare, "Sum it up.", description="Sums up.")
+    chat_id = await open_chat(user, boss)
+    events = await stream(user, chat_id, "go")
+    assert [event.name for event in events if event.name != "message"] == ["tool_start", "tool_end", "done"]
+    [start], [end] = named(events, "tool_start"), named(events, "tool_end")
+    assert (start["name"], start["description"]) == (CALL, "Asking default/helper")
+    told = json.loads(end["result"])
+    assert told == {"agent_name": "default/helper", "response": "All done.", "chat_id": start["chat_id"]}
+    assert text_of(events) == "It says: All done."
+    [child] = await children(user, chat_id)
+    assert (child["id"], child["parent_chat_id"], child["title"]) == (told["chat_id"], chat_id, "Sum it up.")
+    said = (await get_chat(user, child["id"]))["messages"]
+    assert [(m["role"], m["content"]) for m in said] == [("user", "Sum it up."), ("assistant", "All done.")]
+    assert text_of(await reread(user, child["id"], start["channel_id"])) == "All done."
+    assert [chat["id"] for chat in (await user.http.get("/chats")).json()] == [chat_id]
+
+
+async def test_usage_adds_up(user: Person, declare: Declare, worker: None) -> None:
+    chat_id = await open_chat(user, await two(declare, "One", "Two"))
+    answer = await user.http.post(f"/chats/{chat_id}/messages", json={"content": "go"})
+    assert answer.json()["content"] == "It says: All done. All done."
+    assert answer.json()["usage"]["calls"] == 4
+    assert (answer.json()["usage"]["unpriced_calls"], answer.json()["usage"]["cost_usd"]) == (4, None)
+
+
+async def test_input_is_given_and_checked(user: Person, declare: Declare, worker: None) -> None:
+    schema = {"type": "object", "properties": {"shop": {"type": "string"}}, "required": ["shop"]}
+    await declare("helper", input_schema=schema, system_prompt="For {{ shop }}", default="Done.", enabled_functions=[])
+    fields: dict[str, Any] = {"enabled_agents": ["helper"], "enabled_functions": []}
+    good = await declare("good", calling("Do it", input={"shop": "main"}), **fields)
+    bad = await declare("bad", calling("Do it", input={"shop": 7}), **fields)
+    chat_id = await open_chat(user, good)
+    assert text_of(await stream(user, chat_id, "go")) == "It says: Done."
+    chat_id = await open_chat(user, bad)
+    [end] = named(await stream(user, chat_id, "go"), "tool_end")
+    assert end["result"].startswith("Error: arguments.input.shop")
+    assert await children(user, chat_id) == []
+
+
+async def test_circles_and_depth_are_refused_with_words(user: Person, declare: Declare, worker: None) -> None:
+    last = "{{ results.values() | list | first }}"
+
+    def to(name: str) -> list[Json]:
+        tool = f"call_agent_default__{name}"
+        return [
+            {"when": {"contains": "go"}, "call": [{"tool": tool, "arguments": {"message": "go"}}]},
+            {"when": {"after_tool": tool}, "answer": last},
+        ]
+
+    for name, target in (("a", "b"), ("b", "a")):
+        await declare(name, to(target), enabled_agents=[target], enabled_functions=[])
+    circle = text_of(await stream(user, await open_chat(user, "default/a"), "go"))
+    assert "circle: default/a → default/b → default/a" in circle
+    for number in range(9):
+        await declare(f"n{number}", to(f"n{number + 1}"), enabled_agents=[f"n{number + 1}"], enabled_functions=[])
+    await declare("n9", default="too deep", enabled_functions=[])
+    deep = text_of(await stream(user, await open_chat(user, "default/n0"), "go"))
+    assert "8 deep" in deep
+    assert "too deep" not in deep
+
+
+async def test_what_the_agents_owner_may_counts_and_nothing_else(
+    user: Person, guest: Person, admin: Person, declare: Declare, worker: None, runtime: Runtime
+) -> None:
+    boss = await two(declare, "Help")
+    [role] = [r for r in (await admin.http.get("/api/v1/roles")).json() if r["name"] == "GuestUsers"]
+    grant = {"permission_key": "sinas.agents/default/boss.chat:all", "permission_value": True}
+    assert (await admin.http.post("/api/v1/roles/GuestUsers/permissions", json=grant)).is_success, role
+    assert (await guest.http.post("/agents/default/helper/chats", json={})).status_code == 403
+    chat_id = await open_chat(guest, boss)
+    assert text_of(await stream(guest, chat_id, "go")) == "It says: All done."
+    rows = await runtime.database.rows(select(ChatRow.user_id, ChatRow.id))
+    assert {row.user_id for row in rows} == {guest.id}
+    child = next(str(row.id) for row in rows if str(row.id) != chat_id)
+    answer = await guest.http.post(f"/chats/{child}/messages", json={"content": "and now without the boss"})
+    assert answer.status_code == 403
+    await admin.http.put("/api/v1/agents/default/boss", json={"enabled_agents": []})
+    turn = await runtime.database.rows(select(*TurnRow.__table__.columns).where(TurnRow.parent_turn_id.is_not(None)))
+    with pytest.raises(ForbiddenError, match="may not call it any more"):
+        await prepare(runtime, TurnRow(**turn[0]._asdict()))
+
+
+@asynccontextmanager
+async def one_slot(runtime: Runtime) -> AsyncIterator[Worker[Any]]:
+    worker: Worker[Any] = Worker(dataclasses.replace(runtime, worker_name="one"), CHAT_JOB, 1)
+    task = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_fifty_parents_with_a_child_each_finish_at_concurrency_1(
+    user: Person, declare: Declare, runtime: Runtime
+) -> None:
+    boss = await two(declare, "Help")
+    chats = [await open_chat(user, boss) for _ in range(50)]
+    async with one_slot(runtime) as worker:
+        streams = [asyncio.create_task(stream(user, chat_id, "go")) for chat_id in chats]
+        most = 0
+        while not all(task.done() for task in streams):
+            most = max(most, len(worker.running))
+            await asyncio.sleep(0.005)
+    assert [text_of(await task) for task in streams] == ["It says: All done."] * 50
+    assert most == 1
+    [count] = await runtime.database.rows(
+        select(func.count()).select_from(TurnRow).where(TurnRow.status == "COMPLETED")
+    )
+    assert count[0] == 100
+
+
+async def test_stopping_the_parent_stops_the_children(
+    user: Person, declare: Declare, worker: None, runtime: Runtime, tools: CountingTools
+) -> None:
+    tools.hold = asyncio.Event()
+    look: list[JsonValue] = [{"when": {"contains": "Look"}, "call": [{"tool": "shop/look"}]}]
+    chat_id = await open_chat(user, await two(declare, "Look", rules=look, enabled_functions=["shop/look"]))
+    streaming = asyncio.create_task(stream(user, chat_id, "go"))
+    while not tools.ran:
+        await asyncio.sleep(0.01)
+    stopped = await user.http.post(f"/chats/{chat_id}/stop")
+    assert stopped.json() == {"status": "stopped"}
+    assert (await streaming)[-1].data["status"] == "cancelled"
+    [child] = await children(user, chat_id)
+    while (turn := (await get_chat(user, child["id"]))["last_turn"])["status"] != "CANCELLED":
+        await asyncio.sleep(0.01)
+    ended = await reread(user, child["id"], turn["channel_id"])
+    assert ended[-1].data["status"] == "cancelled"
+
+
+async def test_deleting_the_parent_deletes_and_stops_the_children(
+    user: Person, declare: Declare, worker: None, runtime: Runtime, tools: CountingTools
+) -> None:
+    tools.hold = asyncio.Event()
+    look: list[JsonValue] = [{"when": {"contains": "Look"}, "call": [{"tool": "shop/look"}]}]
+    chat_id = await open_chat(user, await two(declare, "Look", rules=look, enabled_functions=["shop/look"]))
+    streaming = asyncio.create_task(stream(user, chat_id, "go"))
+    while not tools.ran:
+        await asyncio.sleep(0.01)
+    assert (await user.http.delete(f"/chats/{chat_id}")).status_code == 204
+    assert (await streaming)[-1].name == "error"
+    assert await runtime.database.rows(select(ChatRow.id)) == []
+    assert await runtime.database.rows(select(TurnRow.id)) == []
+
+
+async def test_a_child_that_fails_or_is_gone_is_told(
+    user: Person, declare: Declare, worker: None, runtime: Runtime
+) -> None:
+    schema: Json = {"type": "object", "required": ["x"]}
+    chat_id = await open_chat(user, await two(declare, "Help", output_schema=schema))
+    [end] = named(await stream(user, chat_id, "go"), "tool_end")
+    told = json.loads(end["result"])
+    assert told["response"].startswith("Error: the agent's answer is not JSON")
+    assert (await children(user, chat_id))[0]["id"] == told["chat_id"]
+
+
+async def test_a_parent_whose_child_nobody_tells_of_is_found(
+    user: Person, declare: Declare, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(runtime: Runtime, turn_id: object) -> None:
+        """As if the process had died here."""
+
+    chat_id = await open_chat(user, await two(declare, "Help"))
+    streaming = asyncio.create_task(stream(user, chat_id, "go"))
+    with monkeypatch.context() as patch:
+        patch.setattr("sinas_server.chats.waits._resume_soon", lost)
+        async with working(runtime):
+            while await statuses(runtime) != [Status.COMPLETED, Status.WAITING]:
+                await asyncio.sleep(0.01)
+    async with working(runtime):
+        await WAITS_LOOP.step(runtime)
+        assert text_of(await streaming) == "It says: All done."
+    assert await statuses(runtime) == [Status.COMPLETED, Status.COMPLETED]
+
+
+async def statuses(runtime: Runtime) -> list[str]:
+    rows = await runtime.database.rows(select(TurnRow.status).order_by(TurnRow.status))
+    return [row.status for row in rows]
