@@ -3,6 +3,9 @@
 UV ?= scripts/uv
 RUN = $(UV) run --frozen
 
+# Some images set it; every process would then compile all it imports anew, which takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: up demo sync test lint format bench docs
 
 up:  ## install what is missing and run everything in the foreground: `make up`, `make up PORT=9000`
@@ -17,7 +20,7 @@ sync:  ## install everything that development needs
 	$(UV) sync --frozen
 
 test: sync  ## every test: `make test`, `make test ARGS="-k login"`
-	$(RUN) pytest -n 2 $(ARGS)
+	$(RUN) pytest -n 2 --dist worksteal $(ARGS)
 
 lint:  ## everything that is checked without running the product
 	$(RUN) ruff check .
