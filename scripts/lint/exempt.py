@@ -35,6 +35,7 @@ SIZES = (Exempt("migrations/versions/", "written by Alembic, one line per column
 EDGES = (
     Exempt("src/sinas_server/kernel/job.py", "the job runner"),
     Exempt("src/sinas_server/kernel/loop.py", "the loop runner"),
+    Exempt("src/sinas_server/kernel/http.py", "the edge of HTTP"),
     Exempt("src/sinas_server/backends/embedded/role.py", "the last frame of a role's process"),
     Exempt("src/sinas_server/backends/sandbox/guest/", "runs code of users and packages, which raises anything"),
 )

@@ -19,7 +19,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sinas_server.catalog import ADAPTER_ROUTERS, MANAGEMENT_ROUTERS, RUNTIME_ROUTERS
 from sinas_server.kernel.errors import UnavailableError
-from sinas_server.kernel.http import Form, JsonAnswer, Problem, Run, detail_form, install_error_handlers, new_router
+from sinas_server.kernel.http import (
+    Form,
+    JsonAnswer,
+    Problem,
+    Run,
+    Unexpected,
+    detail_form,
+    install_error_handlers,
+    new_router,
+)
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.security_schemes import describe_credentials, mark_protected
 from sinas_server.openai_adapter.errors import openai_form
@@ -174,6 +183,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
     return [
         Middleware(SecurityHeaders, https=settings.domain is not None),
         cors,
+        Middleware(Unexpected),
         Middleware(BodyLimit),
         Middleware(CleanPath),
     ]

@@ -223,5 +223,7 @@ async def test_an_unexpected_error_is_500_without_its_text(
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(type(runtime.database), "read", broken)
-    answer = await client.get("/health")
+    answer = await client.get("/health", headers={"Origin": "https://a.example"})
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal server error", "code": "internal_error"})
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["x-content-type-options"] == "nosniff"

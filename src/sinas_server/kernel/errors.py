@@ -63,6 +63,12 @@ class ConflictError(SinasError):
     status, code = 409, "conflict"
 
 
+class KeyMissingError(ConflictError):
+    """A stored secret was encrypted with a key that is no longer in `ENCRYPTION_KEY`."""
+
+    code = "key_missing"
+
+
 class GoneError(SinasError):
     """It existed and has expired."""
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sinas_server.backends.db import is_busy, is_lost
 from sinas_server.kernel.access import Caller
@@ -151,6 +152,29 @@ def _database_error(request: Request, error: Exception) -> Problem:
         busy = UnavailableError("the database is not available; try again", {"Retry-After": "1"})
         return _sinas_error(request, busy)
     return _unexpected(request, error)
+
+
+class Unexpected:
+    """Answers what no handler knows, below the middlewares: Starlette's own does it above them, so without headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        started = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noticed)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            await detail_form(_unexpected(Request(scope), error))(scope, receive, send)
 
 
 def _unexpected(request: Request, error: Exception) -> Problem:

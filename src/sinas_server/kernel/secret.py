@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, SerializationInfo, ValidationInfo, WithJsonSchema
 
-from sinas_server.kit.crypto import Sealer
+from sinas_server.kit.crypto import Sealer, UndecryptableError
 
 Form = Literal["plain", "sealed", "digest"]
 
@@ -15,15 +15,22 @@ class SecretContext:
     def __init__(self, form: Form, sealer: Sealer | None = None) -> None:
         self.form = form
         self.sealer = sealer
+        self.unreadable: set[str] = set()
+        """Fields whose key is gone: they read `UNREADABLE`."""
 
 
 PLAIN = SecretContext("plain")
+UNREADABLE = "(unreadable)"
 
 
 def _open(value: object, info: ValidationInfo) -> object:
     context = info.context
     if isinstance(context, SecretContext) and context.form == "sealed" and context.sealer and isinstance(value, str):
-        return context.sealer.open(value)
+        try:
+            return context.sealer.open(value)
+        except UndecryptableError:
+            context.unreadable.add(info.field_name or "a secret")
+            return UNREADABLE
     return value
 
 

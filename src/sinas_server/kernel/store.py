@@ -18,10 +18,12 @@ from sinas_server.kernel.errors import (
     AlreadyExistsError,
     ConflictError,
     InvalidError,
+    KeyMissingError,
     NotFoundError,
     PreconditionFailedError,
 )
 from sinas_server.kernel.kind import Kind, S
+from sinas_server.kernel.sealed import seal, unseal
 from sinas_server.kernel.secret import PLAIN, SecretContext
 from sinas_server.kernel.tables import ResourceRow, ResourceVersionRow
 from sinas_server.kernel.unit import Database, Db
@@ -108,20 +110,18 @@ def validated(kind: Kind[S], values: Mapping[str, Any], location: tuple[str | in
         raise InvalidError(problems) from error
 
 
-def _sealed(db: Db, spec: S) -> dict[str, Any]:
-    return spec.model_dump(mode="json", by_alias=True, context=SecretContext("sealed", db.sealer))
-
-
-def load(db: Db | Database, kind: Kind[S], row: ResourceRow) -> Resource[S]:
-    """The resource behind a row."""
-    raw = kind.spec.upgrade(row.spec)
+def load(db: Db | Database, kind: Kind[S], row: ResourceRow, *, lenient: bool = False) -> Resource[S]:
+    """The resource behind a row. Raises `KeyMissingError` for secrets that cannot be read, unless `lenient`."""
+    spec, problems = unseal(db.sealer, kind, row)
+    if problems and not lenient:
+        raise KeyMissingError(problems[0])
     return Resource(
         id=row.id,
         kind=row.kind,
         namespace=row.namespace,
         name=row.name,
         owner_id=row.owner_id,
-        spec=kind.spec.model_validate(raw, context=SecretContext("sealed", db.sealer)),
+        spec=spec,
         is_active=row.is_active,
         version=row.version,
         checksum=row.checksum,
@@ -132,6 +132,7 @@ def load(db: Db | Database, kind: Kind[S], row: ResourceRow) -> Resource[S]:
         created_by=row.created_by,
         updated_at=row.updated_at,
         updated_by=row.updated_by,
+        warnings=problems,
     )
 
 
@@ -220,7 +221,7 @@ async def find(db: Db, caller: Caller, kind: Kind[S], only: Filter = EVERYTHING)
         query = query.where(ResourceRow.is_active)
     if only.managed_only:
         query = query.where(ResourceRow.managed_by.is_not(None))
-    return [load(db, kind, row) for row in await db.scalars(query)]
+    return [load(db, kind, row, lenient=True) for row in await db.scalars(query)]
 
 
 async def create(
@@ -239,7 +240,7 @@ async def create(
         "owner_id": caller.id,
         "created_by": caller.id,
         "updated_by": caller.id,
-        "spec": _sealed(db, spec),
+        "spec": seal(db.sealer, spec),
         "is_active": asked.is_active is not False,
         "checksum": checksum,
         **_managed_values(asked.managed, checksum),
@@ -285,7 +286,7 @@ async def change(db: Db, caller: Caller, kind: Kind[S], namespace: str, name: st
     caller.require(kind.plural, "update", row.owner_id, *where)
     if asked.if_version is not None and asked.if_version != row.version:
         raise PreconditionFailedError(f"{kind.called(*_pair(row))} is at version {row.version}, not {asked.if_version}")
-    old = load(db, kind, row)
+    old = load(db, kind, row, lenient=asked.values.keys() >= kind.spec.secret_fields())
     spec = validated(kind, {**plain(old.spec), **asked.values})
     values = {**_next(db, row, spec, asked), "updated_by": caller.id}
     renamed = (values["namespace"], values["name"]) != _pair(row)
@@ -320,7 +321,7 @@ def _next(db: Db, row: ResourceRow, spec: S, asked: Change) -> dict[str, Any]:
     return {
         "namespace": row.namespace if asked.namespace is None else asked.namespace,
         "name": row.name if asked.name is None else asked.name,
-        "spec": _sealed(db, spec),
+        "spec": seal(db.sealer, spec),
         "is_active": row.is_active if asked.is_active is None else asked.is_active,
         "checksum": checksum,
         "version": row.version + 1,
@@ -338,7 +339,7 @@ async def delete(
     if if_version is not None and if_version != row.version:
         raise PreconditionFailedError(f"{kind.called(*_pair(row))} is at version {row.version}, not {if_version}")
     await references.refuse_if_used(db, row, "delete")
-    old = load(db, kind, row)
+    old = load(db, kind, row, lenient=True)
     await db.execute(update(ResourceRow).where(ResourceRow.id == row.id).values(deleted_at=func.now()))
     db.actor = caller
     await kind.on_change(db, old, None)
@@ -358,12 +359,8 @@ async def undelete(db: Db, caller: Caller, kind: Kind[S], namespace: str, name: 
     if row is None:
         raise NotFoundError(f"no deleted {kind.called(namespace, name)} can be restored")
     caller.require(kind.plural, "delete", row.owner_id, *kind.where(namespace, name))
-    statement = (
-        update(ResourceRow)
-        .where(ResourceRow.id == row.id)
-        .values(deleted_at=None, version=row.version + 1, updated_at=func.now(), updated_by=caller.id)
-        .returning(ResourceRow)
-    )
+    values = {"deleted_at": None, "version": row.version + 1, "updated_at": func.now(), "updated_by": caller.id}
+    statement = update(ResourceRow).where(ResourceRow.id == row.id).values(**values).returning(ResourceRow)
     try:
         async with db.begin_nested():
             restored = (await db.execute(statement, execution_options={"populate_existing": True})).scalar_one()
@@ -382,13 +379,14 @@ async def versions(
         .where(ResourceVersionRow.resource_id == resource.id)
         .order_by(ResourceVersionRow.version.desc())
     )
-    context = SecretContext("sealed", db.sealer)
-    return [(row, kind.spec.model_validate(kind.spec.upgrade(row.spec), context=context)) for row in rows]
+    return [(row, unseal(db.sealer, kind, row)[0]) for row in rows]
 
 
 async def restore(db: Db, caller: Caller, kind: Kind[S], namespace: str, name: str, version: int) -> Resource[S]:
     """Make an earlier version the next one. Raises 404 if there is no such version."""
     for row, spec in await versions(db, caller, kind, namespace, name):
         if row.version == version:
+            if problems := unseal(db.sealer, kind, row)[1]:
+                raise KeyMissingError(problems[0])
             return await change(db, caller, kind, namespace, name, Change(plain(spec), is_active=row.is_active))
     raise NotFoundError(f"{kind.called(namespace, name)} has no version {version}")

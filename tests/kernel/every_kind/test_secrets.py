@@ -9,10 +9,11 @@ from sqlalchemy import Text, cast, literal_column, select, text
 
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
+from sinas_server.kernel.errors import KeyMissingError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Change, Managed
 from sinas_server.kernel.unit import Database
-from sinas_server.kit.crypto import Sealer, UndecryptableError
+from sinas_server.kit.crypto import Sealer
 from tests.conftest import ENCRYPTION_KEY
 from tests.kernel.every_kind.examples import EXAMPLES, SECRET, Example
 from tests.people import Person
@@ -106,9 +107,42 @@ async def test_keys_rotate(holder: Example, field: str, admin: Person, runtime: 
     only_new = Database(runtime.database.engine, Sealer([new]))
     async with only_new.unit() as db:
         assert getattr((await store.read(db, SYSTEM, holder.kind, *where)).spec, field) == SECRET
-    with pytest.raises(UndecryptableError, match="ENCRYPTION_KEY"):
+    with pytest.raises(KeyMissingError, match="ENCRYPTION_KEY"):
         async with runtime.database.unit() as db:
             await store.read(db, SYSTEM, holder.kind, *where)
+
+
+@secretive
+async def test_a_resource_whose_key_is_gone_says_so_and_can_be_mended(
+    holder: Example, field: str, admin: Person, runtime: Runtime
+) -> None:
+    http = admin.http
+    for name in ("first", "second", "third"):
+        assert (await http.post(holder.collection, json=holder.body(name))).status_code == 201
+    lost = Sealer([Fernet.generate_key().decode()]).seal(SECRET)
+    for table in ("resources", "resource_versions"):
+        change = f"UPDATE {table} SET spec = jsonb_set(spec::jsonb, :path, to_jsonb(CAST(:lost AS text)))::json"  # noqa: S608 - our own names
+        await runtime.database.rows(text(f"{change} WHERE name <> 'second'"), {"path": [field], "lost": lost})
+
+    listed = await http.get(holder.collection)
+    assert listed.status_code == 200, listed.text
+    found = {row["name"]: row["warnings"] for row in listed.json()}
+    assert found["second"] == []
+    (warning,) = found["first"]
+    assert all(word in warning for word in (field, "'", "first", "ENCRYPTION_KEY"))
+    for answer in (
+        await http.get(holder.item("first")),
+        await http.get(f"{holder.item('first')}/versions"),
+        await http.put(holder.item("first"), json=holder.change),
+    ):
+        assert (answer.status_code, answer.json()["code"], answer.json()["detail"]) == (409, "key_missing", warning)
+
+    assert (await http.put(holder.item("first"), json={field: "another"})).status_code == 200
+    mended = await http.get(holder.item("first"))
+    assert (mended.status_code, mended.json()["warnings"]) == (200, [])
+    assert (await http.get(f"{holder.item('first')}/versions")).status_code == 200
+    assert (await http.post(f"{holder.item('first')}/versions/1/restore")).json()["code"] == "key_missing"
+    assert (await http.delete(holder.item("third"))).is_success
 
 
 async def test_editing_detaches_from_a_package_and_drifts_from_a_configuration(
