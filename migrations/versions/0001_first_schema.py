@@ -91,7 +91,7 @@ def upgrade() -> None:
         sa.Column("input_data", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("timeout", sa.Double(), nullable=False),
         sa.Column("timeout_from", sa.String(length=16), nullable=False),
-        sa.Column("max_retries", sa.Integer(), nullable=False),
+        sa.Column("max_retries", sa.Integer(), nullable=True),
         sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("output_data", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("cause", sa.String(length=16), nullable=True),
@@ -102,6 +102,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("completed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("dead_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("duration_ms", sa.Integer(), nullable=True),
         sa.Column("status", sa.String(length=16), server_default="PENDING", nullable=False),
         sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
@@ -115,6 +116,9 @@ def upgrade() -> None:
         "ix_executions_chat", "executions", ["chat_id"], unique=False, postgresql_where=sa.text("chat_id IS NOT NULL")
     )
     op.create_index("ix_executions_created", "executions", ["created_at"], unique=False)
+    op.create_index(
+        "ix_executions_dead", "executions", ["dead_at"], unique=False, postgresql_where=sa.text("dead_at IS NOT NULL")
+    )
     op.create_index("ix_executions_function", "executions", ["namespace", "name", "created_at"], unique=False)
     op.create_index(
         "ix_executions_parent",
@@ -403,6 +407,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_turns_chat", "turns", ["chat_id", "created_at"], unique=False)
+    op.create_index("ix_turns_created", "turns", ["created_at"], unique=False)
     op.create_index(
         "ix_turns_parent",
         "turns",
@@ -554,6 +559,7 @@ def downgrade() -> None:
     )
     op.drop_index("ix_turns_queue", table_name="turns", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"))
     op.drop_index("ix_turns_parent", table_name="turns", postgresql_where=sa.text("parent_turn_id IS NOT NULL"))
+    op.drop_index("ix_turns_created", table_name="turns")
     op.drop_index("ix_turns_chat", table_name="turns")
     op.drop_table("turns")
     op.drop_table("role_permissions")
@@ -592,6 +598,7 @@ def downgrade() -> None:
     )
     op.drop_index("ix_executions_parent", table_name="executions", postgresql_where=sa.text("parent_id IS NOT NULL"))
     op.drop_index("ix_executions_function", table_name="executions")
+    op.drop_index("ix_executions_dead", table_name="executions", postgresql_where=sa.text("dead_at IS NOT NULL"))
     op.drop_index("ix_executions_created", table_name="executions")
     op.drop_index("ix_executions_chat", table_name="executions", postgresql_where=sa.text("chat_id IS NOT NULL"))
     op.drop_table("executions")

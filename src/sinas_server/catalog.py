@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import APIRouter
 
+from sinas_server.admin.queue import queue_router
+from sinas_server.admin.system import SYSTEM, system_router
 from sinas_server.agents import routes as agents
 from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
@@ -55,7 +57,7 @@ from sinas_server.templates.mail import send_letter
 KINDS: tuple[AnyKind, ...] = (PROVIDER, SECRET, SKILL, FUNCTION, AGENT, TEMPLATE)
 """In the order in which they are applied: what is referred to comes first."""
 
-RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS, MODELS)
+RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS, MODELS, SYSTEM)
 """What permissions are about besides the kinds."""
 
 RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
@@ -79,6 +81,8 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     secrets.router,
     *templates.MANAGEMENT_ROUTERS,
     config.router,
+    queue_router,
+    system_router,
 )
 """Mounted at `/api/v1`."""
 

@@ -31,6 +31,7 @@ from sinas_server.identity.bootstrap import bootstrap
 from sinas_server.identity.guard import some_administrator
 from sinas_server.identity.resolve import Principal, act_for, authenticate
 from sinas_server.kernel.access import Caller
+from sinas_server.kernel.heartbeat import beating
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.loop import run_loops
 from sinas_server.kernel.runtime import Runtime
@@ -40,6 +41,7 @@ from sinas_server.settings import Settings
 
 log = structlog.get_logger()
 API_GRACE_SECONDS = 8
+TASK_SLOTS = 10
 
 
 def open_mailer(settings: Settings) -> Mailer:
@@ -105,7 +107,8 @@ def serve_api(settings: Settings, socket: sockets.socket, slot: int) -> None:
 
     @asynccontextmanager
     async def running() -> AsyncIterator[Runtime]:
-        async with open_runtime(settings, f"api-{slot}", pool_size=10) as runtime:
+        name = _worker_name(settings, "api", slot)
+        async with open_runtime(settings, name, pool_size=10) as runtime, beating(runtime, "api"):
             loops = asyncio.create_task(run_loops(runtime, catalog.API_LOOPS))
             yield runtime
             loops.cancel()
@@ -147,6 +150,13 @@ async def _until_stopped(work: Coroutine[object, object, None]) -> None:
         log.debug("stopped")
 
 
+async def _work(runtime: Runtime, role: str, slots: int) -> None:
+    """Work on the role's queue until canceled, giving signs of life."""
+    worker = Worker(runtime, catalog.JOBS[role], slots)
+    async with beating(runtime, role, worker.load):
+        await worker.run()
+
+
 def open_function_sandbox(settings: Settings) -> Sandbox:
     """The sandbox of a function worker."""
     from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox  # lazy: function workers only
@@ -177,7 +187,7 @@ def work_on_functions(settings: Settings, slot: int) -> None:
         try:
             async with open_runtime(settings, _worker_name(settings, "functions", slot)) as runtime:
                 slots = settings.queue_function_concurrency
-                await Worker(dataclasses.replace(runtime, sandbox=sandbox), catalog.JOBS["functions"], slots).run()
+                await _work(dataclasses.replace(runtime, sandbox=sandbox), "functions", slots)
         finally:
             await sandbox.close()
 
@@ -189,7 +199,7 @@ def work_on_turns(settings: Settings, slot: int) -> None:
 
     async def work() -> None:
         async with open_runtime(settings, _worker_name(settings, "agents", slot)) as runtime:
-            await Worker(runtime, catalog.JOBS["agents"], settings.queue_agent_concurrency).run()
+            await _work(runtime, "agents", settings.queue_agent_concurrency)
 
     uvloop.run(_until_stopped(work()))
 
@@ -199,7 +209,7 @@ def run_scheduler(settings: Settings, slot: int) -> None:
 
     async def work() -> None:
         async with open_runtime(settings, _worker_name(settings, "scheduler", slot)) as runtime:
-            await _together([run_loops(runtime, catalog.LOOPS), Worker(runtime, catalog.JOBS["tasks"], 10).run()])
+            await _together([run_loops(runtime, catalog.LOOPS), _work(runtime, "tasks", TASK_SLOTS)])
 
     uvloop.run(_until_stopped(work()))
 

@@ -137,7 +137,7 @@ async def test_a_call_runs_for_the_caller_with_what_the_agent_fixed(
         str(call.chat_id),
     )
     [row] = await runtime.database.rows(select(ExecutionRow))
-    assert (row.tool_call_id, row.turn_id, row.user_id, row.max_retries) == ("call_0", call.turn_id, guest.id, 0)
+    assert (row.tool_call_id, row.turn_id, row.user_id, row.max_retries) == ("call_0", call.turn_id, guest.id, None)
 
 
 async def test_the_same_call_is_one_execution_and_others_are_not(

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import Uuid, literal, select, update
 
-from sinas_server.identity.execution_grants import close_execution_grant, mint_grant, opening_grants
+from sinas_server.identity.execution_grants import closing_grants, mint_grant, opening_grants
 from sinas_server.identity.resolve import FUNCTION_BARRED, Principal, act_for, authenticate
 from sinas_server.identity.tables import ApiKeyRow, ExecutionGrantRow, UserRow
 from sinas_server.kernel.errors import UnauthorizedError
@@ -70,7 +70,7 @@ async def test_the_token_dies_with_the_execution(runtime: Runtime, user: Person,
     token = await open_for(runtime, Principal(user.id, None, (user.id,)), execution_id)
     assert await status(client, token) == 200
     async with runtime.database.unit() as db:
-        await close_execution_grant(db, execution_id)
+        await db.execute(closing_grants(select(literal(execution_id, Uuid))))
     assert await status(client, token) == 401
 
 

@@ -4,10 +4,11 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
+from sinas_server.functions.tables import ExecutionRow
 from sinas_server.identity.tables import RefreshTokenRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kit.clock import now
@@ -100,7 +101,13 @@ class Objects:
         function = await self.function()
         later = {"input": {}, "delay_seconds": 3600}
         made = await self._post(self.owner, f"/functions/default/{function['name']}/execute/async", later)
-        return {"execution_id": made["execution_id"]}
+        return {"execution_id": made["execution_id"], "job_id": made["execution_id"]}
+
+    async def dead_letter(self) -> Places:
+        places = await self.execution()
+        dead = update(ExecutionRow).where(ExecutionRow.id == UUID(places["job_id"]))
+        await self.runtime.database.rows(dead.values(status="FAILED", dead_at=now()))
+        return places
 
     async def secret(self) -> Places:
         """A private secret of an ordinary user; of an administrator also the shared one of that name."""
@@ -172,7 +179,8 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/llm-providers/{", Objects.provider),
     ("/approve-tool/", Objects.waiting_chat),
     ("/chats/{", Objects.chat),
-    ("/executions/.*/cancel$", Objects.queued_execution),
+    ("/(executions|jobs)/.*/cancel$", Objects.queued_execution),
+    ("/dlq/{", Objects.dead_letter),
     ("/(executions|jobs)/{", Objects.execution),
     ("/secrets/{", Objects.secret),
     ("/roles/{", Objects.role),

@@ -21,8 +21,8 @@ from sinas_server.chats.record import (
 from sinas_server.chats.tables import QUEUE, MessageRow, Status, TurnRow
 from sinas_server.chats.talk import IS_OPEN
 from sinas_server.chats.waits import tell_parent
-from sinas_server.functions.executions import cancel_execution
-from sinas_server.functions.tables import ENDED, ExecutionRow
+from sinas_server.functions.executions import cancel_executions
+from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.job import InterruptedWorkError, cancel_topic
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
@@ -70,14 +70,13 @@ async def close(db: Db, runtime: Runtime, turn: TurnRow, segment: Segment, endin
 
 async def abandon(db: Db, runtime: Runtime, turn_id: UUID, call: tuple[int, int] | None = None) -> None:
     """Stop what works for a turn, or for one `call` (step, index) of it: executions, and the turns of called agents."""
-    executions = select(ExecutionRow.id).where(ExecutionRow.turn_id == turn_id, ExecutionRow.status.not_in(ENDED))
+    executions = ExecutionRow.turn_id == turn_id
     children = select(TurnRow).where(TurnRow.parent_turn_id == turn_id, IS_OPEN).with_for_update()
     if call is not None:
         step, index = call
-        executions = executions.where(ExecutionRow.step == step, ExecutionRow.call_index == index)
+        executions &= (ExecutionRow.step == step) & (ExecutionRow.call_index == index)
         children = children.where(TurnRow.parent_step == step, TurnRow.parent_index == index)
-    for execution_id in (await db.scalars(executions)).all():
-        await cancel_execution(db, runtime, execution_id)
+    await cancel_executions(db, runtime, executions)
     for child in (await db.scalars(children)).all():
         await end_open(db, runtime, child, Ending(Status.CANCELLED))
 

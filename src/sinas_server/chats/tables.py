@@ -88,6 +88,7 @@ class TurnRow(Leased, Base):
     __table_args__ = (
         queue_index("turns"),
         Index("ix_turns_chat", "chat_id", "created_at"),
+        Index("ix_turns_created", "created_at"),
         Index(
             "ix_turns_unsettled",
             "lease_until",

@@ -2,19 +2,17 @@
 
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 
-from sinas_server.functions.executions import cancel_execution
-from sinas_server.functions.tables import ENDED, ExecutionRow
+from sinas_server.functions.executions import cancel_executions
+from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 
 
 async def forget_executions(db: Db, runtime: Runtime, user_id: UUID) -> None:
     """Cancel what runs for the user and erase who he was and what went in and out (`kernel.runtime.Departure`)."""
-    open_ones = select(ExecutionRow.id).where(ExecutionRow.user_id == user_id, ExecutionRow.status.not_in(ENDED))
-    for execution_id in (await db.scalars(open_ones)).all():
-        await cancel_execution(db, runtime, execution_id)
+    await cancel_executions(db, runtime, ExecutionRow.user_id == user_id)
     emptied = dict.fromkeys(("user_email", "stdout", "stderr"), "")
     cleared = dict.fromkeys(("output_data", "error", "traceback"))
     await db.execute(

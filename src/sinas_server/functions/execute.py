@@ -45,8 +45,9 @@ class Order:
     input: Mapping[str, JsonValue]
     waits: bool
     """Whether the one who asks waits for the end: nested, it then needs no free slot."""
-    retries: int = 0
-    """How often to try again when the code fails; decision 29 says for which triggers."""
+    retries: int | None = None
+    """How often to try again when the code fails, before it is a dead letter (decision 29 says for which triggers);
+    None: the first failure is final, and whoever asked is told."""
     timeout: int | None = None
     """A shorter limit than the function's, in seconds."""
     delay_seconds: float = 0

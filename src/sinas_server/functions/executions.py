@@ -21,7 +21,7 @@ from sinas_server.functions.views import (
     job_view,
     step_view,
 )
-from sinas_server.identity.execution_grants import close_execution_grant
+from sinas_server.identity.execution_grants import closing_grants
 from sinas_server.identity.guard import require_on
 from sinas_server.kernel.access import AccessResource, Caller, OwnedColumns
 from sinas_server.kernel.errors import BadRequestError, ConflictError, InvalidError, NotFoundError
@@ -152,15 +152,20 @@ def _add_control(router: APIRouter) -> None:
     )
     async def cancel(execution_id: Id, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> Response:
         row = await _seen(db, caller, execution_id, "update")
-        if not await cancel_execution(db, runtime, execution_id) and row.status != Status.CANCELLED:
+        canceled = await cancel_executions(db, runtime, ExecutionRow.id == execution_id)
+        if not canceled and row.status != Status.CANCELLED:
             raise ConflictError("the execution has ended already")
         await db.refresh(row)
         return JsonAnswer(execution_view(row))
 
 
-async def cancel_execution(db: Db, runtime: Runtime, execution_id: UUID) -> bool:
-    """Cancel an execution and those it waits for, after this transaction; False if it has ended."""
-    tree = select(ExecutionRow.id).where(ExecutionRow.id == execution_id).cte("tree", recursive=True)
+async def cancel_executions(db: Db, runtime: Runtime, which: ColumnElement[bool]) -> set[UUID]:
+    """Cancel the executions selected and those they wait for, after this transaction: which of all these had not ended.
+
+    What runs is killed, what is queued never starts, and the tokens of both are void.
+    """
+    chosen = select(ExecutionRow.id).where(which, ExecutionRow.status.not_in(ENDED))
+    tree = chosen.cte("tree", recursive=True)
     tree = tree.union_all(select(ExecutionRow.id).where(ExecutionRow.parent_id == tree.c.id, ExecutionRow.depth > 0))
     statement = (
         update(ExecutionRow)
@@ -168,13 +173,13 @@ async def cancel_execution(db: Db, runtime: Runtime, execution_id: UUID) -> bool
         .values(status=Status.CANCELLED, error="Canceled", completed_at=func.now(), lease_until=None)
         .returning(ExecutionRow.id)
     )
-    canceled = (await db.scalars(statement, execution_options={"synchronize_session": False})).all()
+    canceled = set((await db.scalars(statement, execution_options={"synchronize_session": False})).all())
     if canceled:
+        await db.execute(closing_grants(select(ExecutionRow.id).where(ExecutionRow.id.in_(canceled))))
         db.after_commit(lambda: runtime.signals.signal(cancel_topic(QUEUE)))
     for found in canceled:
-        await close_execution_grant(db, found)
         db.after_commit(partial(runtime.signals.signal, topic(found)))
-    return execution_id in canceled
+    return canceled
 
 
 def _jobs_router() -> APIRouter:
@@ -193,7 +198,7 @@ def _jobs_router() -> APIRouter:
         row = await _seen(db, caller, job_id)
         if row.status != Status.COMPLETED:
             why = f": {row.error}" if row.error else ""
-            raise ConflictError(f"the job has no result: it is {JOB_STATES[Status(row.status)]}{why}")
+            raise ConflictError(f"the job has no result: it is {JOB_STATES[row.status]}{why}")
         return JsonAnswer(row.output_data)
 
     return router

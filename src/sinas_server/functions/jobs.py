@@ -9,7 +9,21 @@ from typing import TypeVar
 import orjson
 import structlog
 from pydantic import JsonValue
-from sqlalchemy import Executable, Float, Integer, String, Uuid, bindparam, func, literal_column, null, select, update
+from sqlalchemy import (
+    Boolean,
+    Executable,
+    Float,
+    Integer,
+    String,
+    Uuid,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
@@ -29,7 +43,7 @@ from sinas_server.functions.kind import FunctionSpec, legacy_entry_point
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
 from sinas_server.identity.execution_grants import closing_grants, mint_grant, opening_grants
 from sinas_server.identity.resolve import Principal
-from sinas_server.kernel.job import Claim, Job
+from sinas_server.kernel.job import Claim, Job, wake
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.secret import SecretContext
 from sinas_server.kernel.tables import ResourceRow
@@ -41,7 +55,7 @@ T = TypeVar("T")
 MAX_LOST = 5
 """An execution that outlives this many workers is taken for their killer."""
 TOKEN_MARGIN_SECONDS = 30.0
-"""How much longer than the execution its token may live, if closing it should fail."""
+"""How much longer than the execution and the wait for its sandbox the token may live, if closing it should fail."""
 LIMIT_NAMES = {
     "function": "the function's own timeout",
     "request": "the request's timeout",
@@ -94,13 +108,26 @@ def _ending(values: Mapping[str, object]) -> Executable:
 
 
 _BEGIN = _beginning()
-_FINISH = _ending({"completed_at": func.now()})
+_FINISH = _ending(
+    {"completed_at": func.now(), "dead_at": case((bindparam("end_dead", type_=Boolean), func.now()), else_=null())}
+)
 _RETRY = _ending(
     {
         "started_at": null(),
         "run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("retry_seconds", type_=Float)),
     }
 )
+
+
+def _putting_back() -> Executable:
+    """Makes the row as it was before this attempt, which counts neither as a failure nor as a worker that was lost."""
+    uncounted = {"failures": ExecutionRow.failures + 1, "max_retries": ExecutionRow.max_retries + 1}
+    waiting = {"status": Status.PENDING.value, "lease_until": null(), "started_at": null()}
+    back = update(ExecutionRow).where(*_OURS).values(**waiting, **uncounted).returning(ExecutionRow.id).cte("back")
+    return select(back.c.id).add_cte(closing_grants(select(back.c.id)).cte("closed"))
+
+
+_PUT_BACK = _putting_back()
 
 
 def _ours(row: ExecutionRow) -> dict[str, object]:
@@ -132,12 +159,21 @@ class Begun:
 
 
 async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
-    """Take an execution to its end, or to its next attempt."""
+    """Take an execution to its end, or to its next attempt.
+
+    One for which no sandbox became free within `POOL_ACQUIRE_TIMEOUT` goes back to its place in the queue, so that
+    another worker may have it: who waits for it waits on.
+    """
     begun = await _patiently(lambda: _begin(runtime, claim.row))
     if begun is None:  # canceled, or taken over
         return
-    end = await _attempt(runtime, claim, begun)
-    await _patiently(lambda: _finish(runtime, claim.row, end))
+    try:
+        end = await _attempt(runtime, claim, begun)
+    except SandboxBusy:
+        await _patiently(lambda: runtime.database.direct(_PUT_BACK, _ours(claim.row)))
+        await wake(runtime, QUEUE, claim.row.depth)
+    else:
+        await _patiently(lambda: _finish(runtime, claim.row, end))
 
 
 async def fail(runtime: Runtime, claim: Claim[ExecutionRow], error: str) -> None:
@@ -170,7 +206,8 @@ async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
     """Note that the code starts now, and open its access token; None if the row is no longer ours."""
     owners = tuple(dict.fromkeys([*row.owner_ids, *([row.function_owner_id] if row.function_owner_id else [])]))
     principal = Principal(row.user_id, row.api_key_id, owners, row.depth + 1)
-    token, parameters = mint_grant(runtime, row.id, principal, row.timeout + TOKEN_MARGIN_SECONDS)
+    longest = runtime.settings.pool_acquire_timeout + row.timeout + TOKEN_MARGIN_SECONDS
+    token, parameters = mint_grant(runtime, row.id, principal, longest)
     found = await runtime.database.direct(_BEGIN, {**parameters, **_ours(row)})
     if not found:
         return None
@@ -183,7 +220,7 @@ async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
 
 
 async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun) -> End:
-    """Run the code once, unless that is not safe."""
+    """Run the code once, unless that is not safe. Raises `SandboxBusy`."""
     row, function = claim.row, begun.function
     lost = row.attempt - 1 - row.failures
     if function is None:
@@ -199,7 +236,7 @@ async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun) -
     began = monotonic()
     try:
         outcome = await _sandbox(runtime).run(_task(runtime, row, function, begun.token))
-    except (SandboxBusy, SandboxUnavailable) as error:
+    except SandboxUnavailable as error:
         return End(cause=Cause.INTERNAL, error=str(error))
     end = _judged(row, function, outcome)
     return replace(end, duration_ms=round((monotonic() - began) * 1000))
@@ -273,7 +310,7 @@ def _text(text: str) -> str:
 async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
     """Store the end, or the wait for another attempt, if the row is still ours; then tell who waits."""
     failed = end.cause is not None
-    again = failed and not end.final and row.failures < row.max_retries
+    again = failed and not end.final and row.max_retries is not None and row.failures < row.max_retries
     final = Status.FAILED if failed else Status.COMPLETED
     standing = Standing(row.id, final, end.cause, end.error, end.output)
     parameters = {
@@ -290,6 +327,8 @@ async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
     }
     if again:
         parameters["retry_seconds"] = runtime.settings.queue_retry_delay
+    else:
+        parameters["end_dead"] = failed and row.max_retries is not None
     ended = await runtime.database.direct(_RETRY if again else _FINISH, parameters)
     if ended and not again:
         await runtime.signals.signal(topic(row.id), standing.note())

@@ -69,6 +69,7 @@ class ExecutionRow(Leased, Base):
         Index("ix_executions_function", "namespace", "name", "created_at"),
         Index("ix_executions_chat", "chat_id", postgresql_where=text("chat_id IS NOT NULL")),
         Index("ix_executions_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+        Index("ix_executions_dead", "dead_at", postgresql_where=text("dead_at IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -105,12 +106,12 @@ class ExecutionRow(Leased, Base):
     timeout: Mapped[float]
     timeout_from: Mapped[str] = mapped_column(String(16))
     """Whose limit that is: `function`, `request`, `settings` or, of code, `code`."""
-    max_retries: Mapped[int]
-    """How often it is tried again when its code fails."""
+    max_retries: Mapped[int | None]
+    """How often it is tried again when its code fails, and then is a dead letter; null where somebody is told."""
 
     # What came of it.
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    """Attempts that ended by its own fault; the others lost their worker."""
+    """Attempts that ended otherwise than by the loss of their worker."""
     output_data: Mapped[JsonValue] = mapped_column(JSON(none_as_null=True), nullable=True)
     cause: Mapped[str | None] = mapped_column(String(16))
     error: Mapped[str | None]
@@ -121,6 +122,8 @@ class ExecutionRow(Leased, Base):
     started_at: Mapped[datetime | None]
     """When the current attempt's code was started."""
     completed_at: Mapped[datetime | None]
+    dead_at: Mapped[datetime | None]
+    """Since when it is a dead letter: it has failed for good, and nobody was waiting to hear of it."""
     duration_ms: Mapped[int | None]
 
     @property

@@ -1,5 +1,6 @@
 """How executions look in answers."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -9,7 +10,7 @@ from pydantic import BaseModel, Field, JsonValue
 from sinas_server.functions.execute import Standing
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
 
-JOB_STATES = {
+JOB_STATES: Mapping[str, str] = {
     Status.PENDING: "queued",
     Status.RUNNING: "running",
     Status.AWAITING_INPUT: "awaiting_input",
@@ -180,7 +181,7 @@ def job_view(row: ExecutionRow) -> dict[str, object]:
     return {
         "job_id": str(row.id),
         "execution_id": str(row.id),
-        "status": JOB_STATES[Status(row.status)],
+        "status": JOB_STATES[row.status],
         "function": f"{row.namespace}/{row.name}",
         "error": row.error,
         "attempt": row.attempt,

@@ -10,7 +10,6 @@ from sinas_server.identity.resolve import Principal
 from sinas_server.identity.tables import ExecutionGrantRow
 from sinas_server.identity.tokens import ExecutionToken, mint_execution_token
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.unit import Db
 from sinas_server.kit.clock import now
 
 _NEW = {
@@ -23,7 +22,7 @@ _NEW = {
 }
 
 
-def opening_grants(executions: Select[tuple[UUID]]) -> Insert:
+def opening_grants(executions: Select[UUID]) -> Insert:
     """The statement that opens a grant for the executions selected; its parameters are those of `mint_grant`.
 
     For use within a larger statement, so that a token is worth something exactly if the execution was begun.
@@ -36,7 +35,7 @@ def opening_grants(executions: Select[tuple[UUID]]) -> Insert:
     )
 
 
-def closing_grants(executions: Select[tuple[UUID]]) -> Delete:
+def closing_grants(executions: Select[UUID]) -> Delete:
     """The statement that voids the tokens of the executions selected, for use within a larger one."""
     return delete(ExecutionGrantRow).where(ExecutionGrantRow.execution_id.in_(executions))
 
@@ -60,8 +59,3 @@ def mint_grant(
         "grant_expires_at": expires_at,
     }
     return mint_execution_token(runtime.settings.signing_key, token, expires_at), parameters
-
-
-async def close_execution_grant(db: Db, execution_id: UUID) -> None:
-    """Void the token of an execution that has ended."""
-    await db.execute(delete(ExecutionGrantRow).where(ExecutionGrantRow.execution_id == execution_id))

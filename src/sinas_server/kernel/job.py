@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
+from sinas_server.kernel.heartbeat import Load, PoolStats
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import Base
 
@@ -132,6 +133,12 @@ class Worker(Generic[R]):
         self._woken = asyncio.Event()
         self._has_free = asyncio.Event()
         self._has_free.set()
+
+    def load(self) -> Load:
+        """What its signs of life say."""
+        stats = self.runtime.sandbox.stats() if self.runtime.sandbox is not None else None
+        pool = PoolStats(idle=stats.idle, in_use=stats.in_use, max_size=stats.max_size) if stats else None
+        return Load(slots=self.slots, running=len(self.running), pool=pool)
 
     async def run(self) -> None:
         """Work until canceled; then give back what was running."""

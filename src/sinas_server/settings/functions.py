@@ -48,4 +48,9 @@ class FunctionSettings(BaseSettings):
         validation_alias=AliasChoices("SANDBOX_MIN_IDLE", "POOL_MIN_IDLE"),
         description="The pool is refilled when fewer idle sandboxes than this are left.",
     )
-    pool_acquire_timeout: float = Field(30, gt=0, description="Longest wait for a free sandbox, in seconds.")
+    pool_acquire_timeout: float = Field(
+        30,
+        gt=0,
+        description="Longest wait for a free sandbox of one worker, in seconds; then the execution goes back to the "
+        "queue, where any worker may take it.",
+    )

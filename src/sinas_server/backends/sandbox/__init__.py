@@ -98,11 +98,11 @@ class PackageSet:
 
 
 class SandboxUnavailable(Exception):  # noqa: N818 - a state of the machine, not a mistake
-    """No isolation level works on this machine; the message says why and what to do."""
+    """No sandbox can be made on this machine; the message says why and what to do."""
 
 
 class SandboxBusy(Exception):  # noqa: N818 - a state, not a mistake
-    """No sandbox became free within the acquire timeout; the message says how many are in use."""
+    """Every sandbox was in use for the whole acquire timeout; the message says how many. Waiting on will help."""
 
 
 class Sandbox(Protocol):
@@ -113,7 +113,9 @@ class Sandbox(Protocol):
         ...
 
     async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
-        """Run one task in a sandbox never used before; never raises for what the task does, only `SandboxBusy`.
+        """Run one task in a sandbox never used before; never raises for what the task does.
+
+        Raises `SandboxBusy` and `SandboxUnavailable`.
 
         Cancelling the awaiting task kills the execution and everything it started. `on_output` is called with
         decoded text as it is printed.

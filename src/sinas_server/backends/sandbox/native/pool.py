@@ -96,7 +96,7 @@ class Pool:
         return len(self._idle) + self._in_use + self._starting + self._ending
 
     async def take(self, limits: Limits) -> Member:
-        """A sandbox nobody used. Raises `SandboxBusy` after the acquire timeout."""
+        """A sandbox nobody used. After the acquire timeout raises `SandboxBusy`, or why none can be made."""
         if self._closed:
             raise SandboxUnavailable("the sandbox is closed")
         member = await self._next()
@@ -116,7 +116,7 @@ class Pool:
         except BaseException as error:
             self._forget(waiting)
             if isinstance(error, TimeoutError):
-                raise SandboxBusy(self._busy()) from error
+                raise (SandboxUnavailable if self._problem else SandboxBusy)(self._busy()) from error
             raise
 
     def _forget(self, waiting: "asyncio.Future[Member]") -> None:
@@ -136,7 +136,7 @@ class Pool:
             self._in_use -= 1
             self._wake.set()
             if isinstance(error, SpawnError):
-                raise SandboxBusy(str(error)) from error
+                raise SandboxUnavailable(str(error)) from error
             raise
 
     def _busy(self) -> str:

@@ -1,0 +1,1 @@
+"""Watching and steering an installation: its queues, workers and stuck jobs."""

@@ -1,0 +1,180 @@
+"""Executions and turns as what they have in common: queued jobs that can be counted, listed and cancelled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+from uuid import UUID
+
+from sqlalchemy import func, select
+
+from sinas_server.chats.stop import await_stop, stop_turn
+from sinas_server.chats.tables import ChatRow, TurnRow
+from sinas_server.chats.tables import Status as TurnStatus
+from sinas_server.functions.executions import cancel_executions
+from sinas_server.functions.tables import ExecutionRow
+from sinas_server.functions.views import JOB_STATES
+from sinas_server.kernel.errors import ConflictError, NotFoundError
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Db
+
+COUNTED = timedelta(hours=24)
+"""How far back jobs are counted that are neither queued nor running."""
+STUCK = timedelta(hours=2)
+"""What runs for longer is taken for stuck."""
+Job = dict[str, object]
+
+
+@dataclass(frozen=True)
+class JobSort:
+    """One sort of jobs: its rows, and what their states are called here."""
+
+    name: str
+    table: type[ExecutionRow] | type[TurnRow]
+    states: Mapping[str, str]
+
+
+FUNCTIONS = JobSort("functions", ExecutionRow, JOB_STATES)
+AGENTS = JobSort(
+    "agents",
+    TurnRow,
+    {
+        TurnStatus.PENDING: "queued",
+        TurnStatus.RUNNING: "running",
+        TurnStatus.WAITING: "running",
+        TurnStatus.SUSPENDED: "awaiting_input",
+        TurnStatus.COMPLETED: "completed",
+        TurnStatus.FAILED: "failed",
+        TurnStatus.CANCELLED: "cancelled",
+    },
+)
+QUEUES = (FUNCTIONS, AGENTS)
+STATES = tuple(JOB_STATES.values())
+
+
+async def count_pending(db: Db) -> dict[str, int]:
+    """How many jobs are due and wait for a worker, by queue."""
+    counts = {}
+    for queue in QUEUES:
+        due = select(func.count()).where(queue.table.status == "PENDING", queue.table.run_at <= func.now())
+        counts[queue.name] = (await db.execute(due)).scalar_one()
+    return counts
+
+
+async def count_jobs(db: Db) -> dict[str, int]:
+    """How many jobs are in each state: all that are queued or running, and of the others those of `COUNTED`."""
+    counts = dict.fromkeys(STATES, 0)
+    for queue in QUEUES:
+        table = queue.table
+        found = select(table.status, func.count()).group_by(table.status)
+        live = table.status.in_(("PENDING", "RUNNING"))
+        for query in (found.where(live), found.where(~live, table.created_at >= func.now() - COUNTED)):
+            for status, count in await db.execute(query):
+                counts[queue.states[status]] += count
+    return counts
+
+
+async def list_jobs(db: Db, state: str | None, limit: int) -> list[Job]:
+    """The newest jobs of both queues, all or those in one state."""
+    jobs = [*await _executions(db, state, limit), *await _turns(db, state, limit)]
+    return sorted(jobs, key=lambda job: cast(float, job["enqueued_at"]), reverse=True)[:limit]
+
+
+async def _executions(db: Db, state: str | None, limit: int) -> list[Job]:
+    query = select(ExecutionRow).order_by(ExecutionRow.created_at.desc()).limit(limit)
+    if state is not None:
+        query = query.where(ExecutionRow.status.in_(_statuses(FUNCTIONS, state)))
+    return [
+        {
+            "job_id": row.id,
+            "status": JOB_STATES[row.status],
+            "queue": FUNCTIONS.name,
+            "type": "function",
+            "function": f"{row.namespace}/{row.name}",
+            "agent": None,
+            "trigger_type": row.trigger_type,
+            "chat_id": row.chat_id,
+            "error": row.error,
+            "attempts": row.attempt,
+            "worker": row.worker,
+            "enqueued_at": row.created_at.timestamp(),
+        }
+        for row in await db.scalars(query)
+    ]
+
+
+async def _turns(db: Db, state: str | None, limit: int) -> list[Job]:
+    query = (
+        select(TurnRow, ChatRow.agent_namespace, ChatRow.agent_name)
+        .join(ChatRow, ChatRow.id == TurnRow.chat_id)
+        .order_by(TurnRow.created_at.desc())
+        .limit(limit)
+    )
+    if state is not None:
+        query = query.where(TurnRow.status.in_(_statuses(AGENTS, state)))
+    return [
+        {
+            "job_id": row.id,
+            "status": AGENTS.states[row.status],
+            "queue": AGENTS.name,
+            "type": "agent",
+            "function": None,
+            "agent": f"{namespace}/{name}",
+            "trigger_type": row.via.upper(),
+            "chat_id": row.chat_id,
+            "error": row.error,
+            "attempts": row.attempt,
+            "worker": row.worker,
+            "enqueued_at": row.created_at.timestamp(),
+        }
+        for row, namespace, name in await db.execute(query)
+    ]
+
+
+def _statuses(queue: JobSort, state: str) -> list[str]:
+    return [status for status, shown in queue.states.items() if shown == state]
+
+
+async def cancel_job(runtime: Runtime, job_id: UUID) -> None:
+    """End a job of either queue: what is queued never starts, what runs is killed.
+
+    Raises `NotFoundError`, and `ConflictError` for one that has ended.
+    """
+    async with runtime.database.unit() as db:
+        if await cancel_executions(db, runtime, ExecutionRow.id == job_id):
+            return
+        execution = await db.get(ExecutionRow, job_id)
+        if execution is not None:
+            raise ConflictError(f"the job has ended already: it is {JOB_STATES[execution.status]}")
+        stopped = await _stop(db, runtime, job_id)
+    await await_stop(runtime, stopped.id)
+
+
+async def _stop(db: Db, runtime: Runtime, turn_id: UUID) -> TurnRow:
+    turn = await db.get(TurnRow, turn_id)
+    if turn is None:
+        raise NotFoundError("no such job")
+    # A chat has one open turn at most, which is found and stopped under the lock of the chat.
+    await db.execute(select(ChatRow.id).where(ChatRow.id == turn.chat_id).with_for_update())
+    await db.refresh(turn)
+    if turn.finished_at is not None:
+        raise ConflictError(f"the job has ended already: it is {AGENTS.states[turn.status]}")
+    return await stop_turn(db, runtime, turn.chat_id) or turn
+
+
+async def cancel_stuck(runtime: Runtime) -> int:
+    """Cancel what has been running for longer than `STUCK`: how many jobs that were."""
+    async with runtime.database.unit() as db:
+        since = func.coalesce(ExecutionRow.started_at, ExecutionRow.run_at)
+        stuck = (ExecutionRow.status == "RUNNING") & (since < func.now() - STUCK)
+        canceled = len(await cancel_executions(db, runtime, stuck))
+        turns = await db.scalars(
+            select(TurnRow.id).where(TurnRow.status == "RUNNING", TurnRow.run_at < func.now() - STUCK)
+        )
+    for turn_id in turns.all():
+        try:
+            await cancel_job(runtime, turn_id)
+        except (ConflictError, NotFoundError):  # it has ended meanwhile
+            continue
+        canceled += 1
+    return canceled
