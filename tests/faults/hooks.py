@@ -19,6 +19,7 @@ from sinas_server.backends.stream import StreamEvent, StreamUnavailableError
 from sinas_server.backends.stream.redis import RedisStreams
 from sinas_server.functions import jobs
 from sinas_server.functions.tools import FunctionTools
+from sinas_server.kernel import job
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.unit import Database, Db
 from sinas_server.settings import Settings
@@ -104,10 +105,15 @@ class Hooks:
 
         setattr(Worker, "_claim", claim)  # noqa: B010 - as above
 
+    def quicker(self) -> None:
+        """Retries and what a lost wake-up left behind are found sooner, which only saves time."""
+        setattr(job, "POLL_SECONDS", 0.25)  # noqa: B010 - mypy is right not to like it; it is what we want
+
     def functions(self) -> None:
         """The points of an execution."""
         from sinas_server.backends.sandbox.native.sandbox import NativeSandbox  # lazy: as in roles.py
 
+        self.quicker()
         self.claims()
         self.commits()
         self.around(jobs, "_begin", "begin")
@@ -120,6 +126,7 @@ class Hooks:
         from sinas_server.chats.journal import Journal  # lazy: as above
 
         setattr(ask, "COALESCE_SECONDS", 0.0)  # noqa: B010 - each piece is sent by itself, however slow the machine is
+        self.quicker()
         self.claims()
         self.commits()
         self.around(loop, "prepare", "prepare")
