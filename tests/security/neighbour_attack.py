@@ -215,7 +215,7 @@ def from_child(prey: Prey, *, filtered: bool) -> object:
         if filtered:
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
             seccomp.install(seccomp.own_signals(os.getpid()))
-            seccomp.install(seccomp.build(seccomp.Filter(own_processes=False, memory_counted=True)))
+            seccomp.install(seccomp.build(seccomp.Filter(own_processes=False, memory_counted=True, own_ipc=False)))
         os.write(writer, json.dumps(handler(prey, {})).encode())
         os._exit(0)
     os.close(writer)

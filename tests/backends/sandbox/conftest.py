@@ -10,9 +10,10 @@ import pytest
 
 from sinas_server.backends.sandbox import Limits, OnOutput, Outcome, Sandbox, Task
 from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
+from tests.backends.sandbox.engine import open_docker
 
 PACKAGES = Path(np.__file__).parent.parent
-DRIVERS: dict[str, Callable[[SandboxConfig], Sandbox]] = {"native": open_sandbox}
+DRIVERS: dict[str, Callable[[SandboxConfig], Sandbox]] = {"native": open_sandbox, "docker": open_docker}
 Run = Callable[..., Awaitable[Outcome]]
 
 

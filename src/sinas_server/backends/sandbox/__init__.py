@@ -77,12 +77,49 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class MemberStats:
+    """One sandbox of a pool."""
+
+    name: str
+    executions: int
+    age_seconds: float
+
+
+@dataclass(frozen=True)
 class Stats:
     """The pool at this moment."""
 
-    idle: int
-    in_use: int
     max_size: int
+    max_executions: int
+    """After so many a sandbox is replaced."""
+    idle_members: tuple[MemberStats, ...] = ()
+    in_use_members: tuple[MemberStats, ...] = ()
+
+    @property
+    def idle(self) -> int:
+        """How many wait."""
+        return len(self.idle_members)
+
+    @property
+    def in_use(self) -> int:
+        """How many run something."""
+        return len(self.in_use_members)
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.idle + self.in_use
+
+
+@dataclass(frozen=True)
+class Level:
+    """What isolates functions here."""
+
+    name: str
+    reason: str
+    """What it means, in one sentence."""
+    missing: tuple[str, ...] = ()
+    """What this machine does not give, and what follows from it."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +167,25 @@ class Sandbox(Protocol):
         """
         ...
 
+    @property
+    def level(self) -> Level:
+        """How functions are isolated here. Raises `SandboxUnavailable` before `start`."""
+        ...
+
     def stats(self) -> Stats:
         """The state of the pool."""
+        ...
+
+    async def scale(self, target: int) -> int:
+        """Keep `target` sandboxes, idle and in use, at most `max_size`, and never fewer than the pool must keep idle.
+
+        Executions are not interrupted. Gives how many there are now; some may still be missing where making them
+        failed or took longer than the acquire timeout.
+        """
+        ...
+
+    async def reload(self) -> int:
+        """Make every idle sandbox anew; those in use follow when they are given back. Gives how many were renewed."""
         ...
 
     async def close(self) -> None:

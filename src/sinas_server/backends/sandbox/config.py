@@ -27,6 +27,10 @@ class SandboxConfig:
     max_size: int = 20
     """The most sandboxes alive at once, idle and in use."""
     min_idle: int = 2
+    max_executions: int = 100
+    """Docker: executions after which a container is replaced. The native driver uses every sandbox once."""
+    idle_seconds: float = 3600.0
+    """Docker: unused for so long, a container that is more than the pool has to keep is removed."""
     acquire_timeout: float = 30.0
     """Seconds a caller waits for a free sandbox."""
     host_uid: int = 1_900_000_000

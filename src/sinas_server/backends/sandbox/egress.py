@@ -149,25 +149,31 @@ def _is_ours(address: Address) -> bool:
 class EgressProxy:
     """Serves one execution."""
 
-    def __init__(self, listener: socket.socket, policy: Policy, egress: Egress) -> None:
-        self._listener = listener
+    def __init__(self, policy: Policy, egress: Egress) -> None:
         self._policy = policy
         self._egress = egress
         self._loop = asyncio.get_running_loop()
+        self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loop.add_reader(listener.fileno(), self._accept)
+
+    def listen(self, listener: socket.socket) -> None:
+        """Serve what connects to a socket inside the sandbox; the caller closes it after `close`."""
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def close(self) -> None:
         """Stop serving; open connections end."""
-        self._loop.remove_reader(self._listener.fileno())
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
         for task in self._tasks:
             task.cancel()
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self.serve(listener.accept()[0])
+
+    def serve(self, connection: socket.socket) -> None:
+        """Serve one connection, and close it."""
         if len(self._tasks) >= MAX_CONNECTIONS:
             connection.close()
             return

@@ -31,10 +31,14 @@ class Level:
     """What this machine gives to confine with."""
 
     namespaces: bool
+    own_processes: bool
+    """No other process of the same user is in reach: a PID namespace, or a user id of its own in a container."""
     memory_counted: bool
+    processes_counted: bool
+    """A container counts them; the kernel's own limit counts all processes of a user id on the whole machine."""
     landlock: int
     readable: tuple[str, ...]
-    """Without namespaces: the only paths that may be read."""
+    """The only paths that may be read."""
     filter: bytes
 
 
@@ -56,19 +60,32 @@ def confine(level: Level, shape: Shape, descriptors: tuple[int, int, int], scrat
         listener = _listen()
     else:
         sc.die_with_parent()
+    lock(level, shape, descriptors, scratch, listener)
+    return listener
+
+
+def lock(
+    level: Level,
+    shape: Shape,
+    descriptors: tuple[int, int, int],
+    scratch: str,
+    listener: socket.socket | None = None,
+) -> None:
+    """Give up everything that cannot be given up from outside: descriptors, limits, privileges, files, system calls.
+
+    Raises `OSError`.
+    """
     os.chdir(scratch)
     _place_descriptors(descriptors, listener)
-    _limit(shape, memory_counted=level.memory_counted)
+    _limit(shape, level)
     sc.drop_capabilities()
-    read = ("/",) if level.namespaces else level.readable
     if level.landlock:
-        landlock.restrict(level.landlock, read, (scratch, *WRITABLE_DEVICES))
-    if not level.namespaces:
+        landlock.restrict(level.landlock, level.readable, (scratch, *WRITABLE_DEVICES))
+    if not level.own_processes:
         seccomp.install(seccomp.own_signals(os.getpid()))
     run_as(os.SCHED_OTHER)
     seccomp.install(level.filter)
     mix_randomness()
-    return listener
 
 
 def run_as(policy: int) -> None:
@@ -99,16 +116,17 @@ def _place_descriptors(descriptors: tuple[int, int, int], listener: socket.socke
     sc.close_from(first)
 
 
-def _limit(shape: Shape, *, memory_counted: bool) -> None:
+def _limit(shape: Shape, level: Level) -> None:
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
         resource.RLIMIT_FSIZE: shape["tmp_bytes"],
-        resource.RLIMIT_NPROC: shape["processes"],
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if not memory_counted:  # holds per process; the host's watchdog adds the tree up
+    if not level.processes_counted:
+        limits[resource.RLIMIT_NPROC] = shape["processes"]
+    if not level.memory_counted:  # holds per process; the host's watchdog adds the tree up
         limits[resource.RLIMIT_DATA] = shape["memory_bytes"]
     for name, value in limits.items():
         resource.setrlimit(name, (value, value))

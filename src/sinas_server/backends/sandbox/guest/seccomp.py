@@ -84,6 +84,8 @@ DENIED = {  # name: (x86_64, aarch64); -1 where it does not exist. They fail wit
 }
 UNMEASURED_MEMORY = {  # memory that belongs to no process: denied where no cgroup counts it
     "memfd_create": (319, 279),
+}
+LASTING_OBJECTS = {  # System V objects outlive their makers: denied where they are not charged, or stay for the next
     "shmget": (29, 194),
     "msgget": (68, 186),
     "semget": (64, 190),
@@ -172,6 +174,8 @@ class Filter:
     """The sandbox has its own PID and network namespaces."""
     memory_counted: bool
     """A cgroup counts all memory of the process tree."""
+    own_ipc: bool
+    """The sandbox has an IPC namespace that ends with it."""
 
 
 class Program:
@@ -208,6 +212,8 @@ def _denied_numbers(wanted: Filter) -> list[int]:
     names = dict(DENIED)
     if not wanted.memory_counted:
         names |= UNMEASURED_MEMORY
+    if not (wanted.memory_counted and wanted.own_ipc):
+        names |= LASTING_OBJECTS
     if not wanted.own_processes:
         names |= SHARED_PROCESSES
     return [numbers[0 if X86 else 1] for numbers in names.values() if numbers[0 if X86 else 1] >= 0]

@@ -7,7 +7,6 @@ From the host: `spawn` (id, shape), carrying the private socket, stdout and stde
 
 import errno
 import gc
-import importlib
 import json
 import os
 import select
@@ -19,15 +18,8 @@ import tempfile
 from dataclasses import dataclass
 from typing import NoReturn, TypedDict
 
-from . import confine, frames, landlock, network, rootfs, runner, seccomp, zygote
+from . import confine, frames, landlock, network, preload, rootfs, runner, seccomp, zygote
 from . import syscalls as sc
-
-STANDARD_PRELOAD = (
-    *("asyncio", "base64", "collections", "contextlib", "csv", "dataclasses", "datetime", "decimal", "enum"),
-    *("functools", "hashlib", "hmac", "http.client", "io", "itertools", "logging", "math", "pathlib", "random", "re"),
-    *("secrets", "ssl", "statistics", "string", "textwrap", "time", "typing", "urllib.request", "uuid", "zoneinfo"),
-)
-"""What user code imports most: loaded once and shared by all sandboxes."""
 
 MINIMUM_LANDLOCK = 3
 """Where Landlock is the main layer: earlier ones let files be truncated."""
@@ -81,33 +73,28 @@ def _drop_user(config: zygote.Config) -> None:
 
 
 def _preload(control: socket.socket, packages: list[str]) -> dict[str, str | None]:
-    loaded: dict[str, str | None] = {}
-    for name in STANDARD_PRELOAD:
-        importlib.import_module(name)
-    for name in packages:
-        try:
-            importlib.import_module(name)
-            loaded[name] = None
-        except Exception as error:  # noqa: BLE001 - a package's own code: whatever it raises, it is not preloaded
-            loaded[name] = f"{type(error).__name__}: {error}"
-        if sc.thread_count() > 1:  # a fork would lose them; the host starts again without this package
-            control.send(json.dumps({"threads": name}).encode())
-            os._exit(0)
-    return loaded
+    try:
+        return preload.preload(packages)
+    except preload.LeavesThreadsError as error:  # the host starts again without this package
+        control.send(json.dumps({"threads": str(error)}).encode())
+        os._exit(0)
 
 
 def _level(config: zygote.Config) -> confine.Level:
     abi = landlock.version()
     if not config["namespaces"] and abi < MINIMUM_LANDLOCK:
         raise OSError(errno.ENOSYS, f"Landlock {MINIMUM_LANDLOCK} (Linux 6.2) is needed, the kernel has {abi}")
-    wanted = seccomp.Filter(own_processes=config["namespaces"], memory_counted=config["memory_counted"])
+    own = config["namespaces"]
+    wanted = seccomp.Filter(own_processes=own, memory_counted=config["memory_counted"], own_ipc=own)
     sources = tuple(os.path.realpath(source) for source, _ in config["tree"]["mounts"])
     devices = tuple(f"/dev/{name}" for name in rootfs.DEVICES)
     return confine.Level(
-        namespaces=config["namespaces"],
+        namespaces=own,
+        own_processes=own,
         memory_counted=config["memory_counted"],
+        processes_counted=False,
         landlock=abi,
-        readable=(*sources, *devices, *rootfs.FROM_HOST),
+        readable=("/",) if own else (*sources, *devices, *rootfs.FROM_HOST),
         filter=seccomp.build(wanted),
     )
 

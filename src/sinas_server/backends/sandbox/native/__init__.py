@@ -1,7 +1,7 @@
 """The native sandbox driver: Linux namespaces, Landlock, seccomp and control groups, no Docker needed."""
 
 from sinas_server.backends.sandbox.config import SandboxConfig
-from sinas_server.backends.sandbox.native.levels import Level, LevelName
+from sinas_server.backends.sandbox.native.levels import LevelName
 from sinas_server.backends.sandbox.native.sandbox import NativeSandbox, open_sandbox, probe
 
-__all__ = ["Level", "LevelName", "NativeSandbox", "SandboxConfig", "open_sandbox", "probe"]
+__all__ = ["LevelName", "NativeSandbox", "SandboxConfig", "open_sandbox", "probe"]

@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sinas_server.backends.sandbox import SandboxUnavailable
+from sinas_server.backends.sandbox import Level, SandboxUnavailable
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.guest.zygote import Config
 from sinas_server.backends.sandbox.native.cgroups import Groups, open_groups
@@ -19,17 +19,6 @@ class LevelName(StrEnum):
     CGROUPS = "namespaces+cgroups"
     NAMESPACES = "namespaces"
     LANDLOCK = "landlock"
-
-
-@dataclass(frozen=True)
-class Level:
-    """What isolates functions here."""
-
-    name: LevelName
-    reason: str
-    """What it means, in one sentence."""
-    missing: tuple[str, ...] = ()
-    """What this machine does not give, and what follows from it."""
 
 
 ADVICE = (

@@ -4,17 +4,18 @@ import asyncio
 import shutil
 from dataclasses import replace
 
-from sinas_server.backends.sandbox import OnOutput, Outcome, PackageSet, SandboxUnavailable, Stats, Task
+from sinas_server.backends.sandbox import Level, OnOutput, Outcome, PackageSet, SandboxUnavailable, Stats, Task
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.egress import EgressProxy, make_policy
 from sinas_server.backends.sandbox.guest.zygote import Config
 from sinas_server.backends.sandbox.native.cgroups import Groups
 from sinas_server.backends.sandbox.native.execution import Execution
-from sinas_server.backends.sandbox.native.levels import Ground, Level, start_zygote, survey, with_packages
-from sinas_server.backends.sandbox.native.pool import Member, Pool, PoolSize
+from sinas_server.backends.sandbox.native.levels import Ground, start_zygote, survey, with_packages
+from sinas_server.backends.sandbox.native.source import NativeMember, NativeSource
 from sinas_server.backends.sandbox.native.watchdog import Watchdog
 from sinas_server.backends.sandbox.native.zygote import Zygote
 from sinas_server.backends.sandbox.outcome import Evidence, conclude
+from sinas_server.backends.sandbox.pool import Pool, PoolSize
 
 
 class NativeSandbox:
@@ -27,7 +28,8 @@ class NativeSandbox:
         self._guest: Config | None = None
         """What the zygotes of now are started with."""
         self._switching = asyncio.Lock()
-        self._pool: Pool | None = None
+        self._source: NativeSource | None = None
+        self._pool: Pool[NativeMember] | None = None
         self._watchdog = Watchdog()
 
     async def start(self) -> None:
@@ -36,7 +38,9 @@ class NativeSandbox:
         self._ground, zygote = await survey(config)
         self._guest = self._ground.config
         size = PoolSize(config.min_size, config.max_size, config.min_idle, config.acquire_timeout)
-        self._pool = Pool(size, config.limits, self._ground.groups, zygote, self._new_zygote)
+        self._source = NativeSource(zygote, self._new_zygote, self._ground.groups)
+        self._pool = Pool(size, config.limits, self._source)
+        self._source.on_death(self._pool.wake)
         try:
             await self._pool.start()
         except BaseException:
@@ -50,11 +54,12 @@ class NativeSandbox:
 
     async def use(self, packages: PackageSet | None) -> None:
         """Run from now on with these packages. Raises `SandboxUnavailable`, and then nothing has changed."""
-        if self._ground is None or self._pool is None:
+        if self._ground is None or self._pool is None or self._source is None:
             raise SandboxUnavailable("the sandbox was not started")
         async with self._switching:
             zygote = await self._zygote_with(self._ground, packages)
-            await self._pool.switch(zygote)
+            await self._source.switch(zygote)
+            self._pool.outdate()
 
     async def _zygote_with(self, ground: Ground, packages: PackageSet | None) -> Zygote:
         if packages is None:
@@ -82,7 +87,7 @@ class NativeSandbox:
     @property
     def preloaded(self) -> dict[str, str | None]:
         """Each package that was to be preloaded: None, or why it is not."""
-        return {} if self._pool is None else self._pool.zygote.started.preload
+        return {} if self._source is None else self._source.zygote.started.preload
 
     @property
     def groups(self) -> Groups | None:
@@ -92,9 +97,9 @@ class NativeSandbox:
     @property
     def zygote_pid(self) -> int:
         """The process on which all sandboxes hang. Raises `SandboxUnavailable` before `start`."""
-        if self._pool is None:
+        if self._source is None:
             raise SandboxUnavailable("the sandbox was not started")
-        return self._pool.zygote.pid
+        return self._source.zygote.pid
 
     async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
         """Run one task in a fresh sandbox. Raises `SandboxBusy` and, when closed, `SandboxUnavailable`."""
@@ -106,31 +111,43 @@ class NativeSandbox:
         finally:
             self._pool.give_back(member)
 
-    async def _execute(self, member: Member, task: Task, on_output: OnOutput | None) -> Evidence:
+    async def _execute(self, member: NativeMember, task: Task, on_output: OnOutput | None) -> Evidence:
         child = member.child
+        member.executions += 1
         execution = Execution(child, task, on_output)
-        proxy = EgressProxy(child.listener, self._policy, task.egress) if child.listener is not None else None
+        proxy = EgressProxy(self._policy, task.egress)
+        if child.listener is not None:
+            proxy.listen(child.listener)
         watched = self._watchdog.watch(execution, child.pid, task.limits) if member.slot is None else None
         try:
             seen = await execution.run()
         finally:
             if watched is not None:
                 self._watchdog.release(watched)
-            if proxy is not None:
-                proxy.close()
+            proxy.close()
         if member.slot is not None:
             seen.out_of_memory = member.slot.out_of_memory()
         return seen
 
     def stats(self) -> Stats:
         """The pool now."""
-        return Stats(0, 0, self._config.max_size) if self._pool is None else self._pool.stats()
+        return Stats(self._config.max_size, 1) if self._pool is None else self._pool.stats()
+
+    async def scale(self, target: int) -> int:
+        """Keep so many sandboxes."""
+        return 0 if self._pool is None else await self._pool.scale(target)
+
+    async def reload(self) -> int:
+        """Make the idle sandboxes anew."""
+        return 0 if self._pool is None else await self._pool.replace()
 
     async def close(self) -> None:
         """Kill what runs and free everything."""
         await self._watchdog.close()
         if self._pool is not None:
             await self._pool.close()
+        if self._source is not None:
+            await self._source.free_groups()
         if self._ground is not None and self._ground.config["scratch"]:
             await asyncio.to_thread(shutil.rmtree, self._ground.config["scratch"], ignore_errors=True)
 

@@ -14,6 +14,7 @@ from typing import TypedDict
 from sinas_server.backends.sandbox import Limits, SandboxUnavailable, guest
 from sinas_server.backends.sandbox.guest import frames
 from sinas_server.backends.sandbox.guest.zygote import MAX_MESSAGE, Config
+from sinas_server.backends.sandbox.member import SpawnError
 from sinas_server.backends.sandbox.outcome import Exit
 
 START_SECONDS = 60.0
@@ -23,10 +24,6 @@ _GUEST_PARENT = str(Path(guest.__file__).parent.parent)
 _PROGRAM = (
     "import sys; sys.path.insert(0, {path!r}); from guest import zygote; del sys.path[0]; zygote.main(int(sys.argv[1]))"
 )
-
-
-class SpawnError(Exception):
-    """One sandbox could not be made."""
 
 
 class ZygoteGoneError(SpawnError):

@@ -1,0 +1,143 @@
+"""The Docker driver: warm containers, each used for one execution at a time by a process with fresh state."""
+
+import asyncio
+
+import structlog
+
+from sinas_server.backends.sandbox import Level, OnOutput, Outcome, PackageSet, SandboxUnavailable, Stats, Task
+from sinas_server.backends.sandbox.config import SandboxConfig
+from sinas_server.backends.sandbox.docker.container import Container
+from sinas_server.backends.sandbox.docker.engine import Engine, EngineError, Facts, old_runc
+from sinas_server.backends.sandbox.docker.source import ContainerSource, DockerConfig
+from sinas_server.backends.sandbox.egress import EgressProxy, make_policy
+from sinas_server.backends.sandbox.member import SpawnError
+from sinas_server.backends.sandbox.outcome import conclude
+from sinas_server.backends.sandbox.pool import Pool, PoolSize
+
+log = structlog.get_logger()
+
+HEALTH_SECONDS = 60.0
+ANSWER_SECONDS = 10.0
+OLD_RUNC = (
+    "runc {version} may have the escapes of 2025 (CVE-2025-31133, -52565, -52881; mended in 1.2.8, 1.3.3 and 1.4, and "
+    "in packages of distributions without a new number): make sure that yours is mended"
+)
+NO_LANDLOCK = "Landlock is not available: functions can read all of the sandbox image, which holds no secret"
+
+
+class DockerSandbox:
+    """A `Sandbox` of containers."""
+
+    def __init__(self, config: SandboxConfig, docker: DockerConfig) -> None:
+        self._config = config
+        self._docker = docker
+        self._policy = make_policy(config.allowed_hosts, config.platform_hosts, config.platform_port)
+        self._size = PoolSize(
+            config.min_size, config.max_size, config.min_idle, config.acquire_timeout, config.max_executions
+        )
+        self._engine: Engine | None = None
+        self._source: ContainerSource | None = None
+        self._switching = asyncio.Lock()
+        self._pool: Pool[Container] | None = None
+        self._level: Level | None = None
+        self._health: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Find the engine and fill the pool. Raises `SandboxUnavailable`."""
+        self._engine = Engine(self._docker.host)
+        try:
+            facts = await self._engine.facts()
+            self._source = ContainerSource(self._engine, self._docker, self._config)
+            await self._source.prepare(facts)
+            self._pool = Pool(self._size, self._config.limits, self._source)
+            await self._pool.start()
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, EngineError):
+                raise SandboxUnavailable(str(error)) from error
+            raise
+        self._level = self._describe(facts, self._pool)
+        self._health = asyncio.create_task(self._look_after(self._pool))
+
+    def _describe(self, facts: Facts, pool: Pool[Container]) -> Level:
+        missing: list[str] = []
+        runtime = self._docker.runtime
+        if runtime == "runc":
+            runtime = f"runc {facts.runc}"
+            if old_runc(facts.runc):
+                missing.append(OLD_RUNC.format(version=facts.runc))
+        if not all(member.landlock for member in pool.idle()):
+            missing.append(NO_LANDLOCK)
+        for problem in missing:
+            log.warning("sandbox", problem=problem)
+        reason = (
+            "each execution is a fresh process with a user id of its own in a container without network "
+            f"(Docker {facts.version}, {runtime})"
+        )
+        return Level("docker", reason, tuple(missing))
+
+    async def _look_after(self, pool: Pool[Container]) -> None:
+        """Every minute: end idle containers that do not answer, and those that nobody has needed for long."""
+        while True:
+            await asyncio.sleep(HEALTH_SECONDS)
+            members = pool.idle()
+            answers = await asyncio.gather(*(member.answers(ANSWER_SECONDS) for member in members))
+            for member, alive in zip(members, answers, strict=True):
+                if not alive:
+                    log.warning("a sandbox container does not answer; it is replaced", container=member.name)
+                    pool.remove(member)
+            pool.trim(self._config.idle_seconds)
+
+    @property
+    def level(self) -> Level:
+        """How functions are isolated here. Raises `SandboxUnavailable` before `start`."""
+        if self._level is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        return self._level
+
+    async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
+        """Run one task in a fresh process. Raises `SandboxBusy` and, when closed, `SandboxUnavailable`."""
+        if self._pool is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        container = await self._pool.take(task.limits)
+        proxy = EgressProxy(self._policy, task.egress)
+        try:
+            return conclude(task, await container.execute(task, proxy, on_output))
+        finally:
+            proxy.close()
+            self._pool.give_back(container)
+
+    async def use(self, packages: PackageSet | None) -> None:
+        """Run from now on with these packages. Raises `SandboxUnavailable`, and then nothing has changed."""
+        if self._source is None or self._pool is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        async with self._switching:
+            try:
+                await self._source.use(packages)
+            except SpawnError as error:
+                raise SandboxUnavailable(str(error)) from error
+            self._pool.outdate()
+
+    def stats(self) -> Stats:
+        """The pool now."""
+        return Stats(self._size.max_size, self._size.max_executions) if self._pool is None else self._pool.stats()
+
+    async def scale(self, target: int) -> int:
+        """Keep so many containers."""
+        return 0 if self._pool is None else await self._pool.scale(target)
+
+    async def reload(self) -> int:
+        """Make the idle containers anew."""
+        return 0 if self._pool is None else await self._pool.replace()
+
+    async def close(self) -> None:
+        """Remove all containers of this worker."""
+        if self._health is not None:
+            self._health.cancel()
+            await asyncio.gather(self._health, return_exceptions=True)
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            await pool.close()
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.close()

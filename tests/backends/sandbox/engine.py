@@ -1,0 +1,54 @@
+"""A Docker engine for tests and the sandbox image in it; tests that need one are skipped with the reason without it."""
+
+import functools
+import os
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sinas_server.backends.sandbox.config import SandboxConfig
+from sinas_server.backends.sandbox.docker import DockerConfig, DockerSandbox
+from sinas_server.backends.sandbox.guest import wire
+
+ROOT = Path(__file__).parent.parent.parent.parent
+BUILD_SECONDS = 300
+
+
+def docker(*arguments: str, timeout: float = 60) -> str:
+    """What `docker ...` prints. Fails the test if it fails."""
+    environment = dict(os.environ, DOCKER_BUILDKIT="0")
+    done = subprocess.run(
+        ["docker", *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, check=False, timeout=timeout
+    )
+    assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+@functools.cache
+def missing_engine() -> str | None:
+    """Why there is no engine."""
+    if shutil.which("docker") is None:
+        return "there is no docker command here"
+    done = subprocess.run(["docker", "version"], capture_output=True, text=True, check=False, timeout=60)
+    return None if done.returncode == 0 else f"no Docker engine answers: {done.stderr.strip()}"
+
+
+@functools.cache
+def image() -> str:
+    """The name of the sandbox image of this source, built as a user would build it."""
+    name = f"sinas-sandbox-test:{wire.fingerprint()}"
+    if not docker("image", "ls", "--quiet", name):
+        docker("build", "--file", "deploy/sandbox.Dockerfile", "--tag", name, ".", timeout=BUILD_SECONDS)
+    return name
+
+
+def open_docker(config: SandboxConfig, **changes: str) -> DockerSandbox:
+    """A sandbox of containers, each with an installation and worker of its own. Skips the test without an engine."""
+    reason = missing_engine()
+    if reason is not None:
+        pytest.skip(reason)
+    chosen = {"image": image(), "installation": f"test-{secrets.token_hex(4)}"} | changes
+    return DockerSandbox(config, DockerConfig(**chosen))
