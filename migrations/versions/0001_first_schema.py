@@ -27,6 +27,19 @@ def upgrade() -> None:
     op.create_index("ix_audit_at", "audit_log", ["at"], unique=False)
     op.create_index("ix_audit_target", "audit_log", ["target_kind", "target"], unique=False)
     op.create_table(
+        "budgets",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("name", sa.String(length=255), nullable=False),
+        sa.Column("applies_to", sa.String(length=16), nullable=False),
+        sa.Column("subject_id", sa.Uuid(), nullable=False),
+        sa.Column("each_user", sa.Boolean(), nullable=False),
+        sa.Column("period", sa.String(length=16), nullable=False),
+        sa.Column("max_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("max_usd", sa.Numeric(precision=20, scale=10), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_budgets_subject", "budgets", ["subject_id"], unique=False)
+    op.create_table(
         "chats",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("user_id", sa.Uuid(), nullable=False),
@@ -236,6 +249,39 @@ def upgrade() -> None:
         postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"),
     )
     op.create_table(
+        "usage",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("api_key_id", sa.Uuid(), nullable=True),
+        sa.Column("agent_id", sa.Uuid(), nullable=True),
+        sa.Column("agent", sa.Text(), nullable=True),
+        sa.Column("chat_id", sa.Uuid(), nullable=True),
+        sa.Column("turn_id", sa.Uuid(), nullable=True),
+        sa.Column("step", sa.Integer(), nullable=True),
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cache_read_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cache_write_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cost_usd", sa.Numeric(precision=20, scale=10), nullable=True),
+        sa.Column("failed", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("estimated", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_usage_agent", "usage", ["agent_id", "at"], unique=False)
+    op.create_index("ix_usage_api_key", "usage", ["api_key_id", "at"], unique=False)
+    op.create_index("ix_usage_at", "usage", ["at"], unique=False)
+    op.create_index("ix_usage_user", "usage", ["user_id", "at"], unique=False)
+    op.create_index(
+        "uq_usage_step",
+        "usage",
+        ["turn_id", "step"],
+        unique=True,
+        postgresql_where=sa.text("NOT failed AND NOT estimated"),
+    )
+    op.create_table(
         "users",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("email", sa.String(length=320), nullable=False),
@@ -271,6 +317,16 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_api_keys_parent_id"), "api_keys", ["parent_id"], unique=False)
     op.create_index(op.f("ix_api_keys_user_id"), "api_keys", ["user_id"], unique=False)
+    op.create_table(
+        "budget_spending",
+        sa.Column("budget_id", sa.Uuid(), nullable=False),
+        sa.Column("counted_for", sa.Uuid(), nullable=False),
+        sa.Column("period_start", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cost_usd", sa.Numeric(precision=20, scale=10), nullable=False),
+        sa.ForeignKeyConstraint(["budget_id"], ["budgets.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("budget_id", "counted_for", "period_start"),
+    )
     op.create_table(
         "messages",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
@@ -576,10 +632,17 @@ def downgrade() -> None:
     op.drop_index("uq_messages_answer", table_name="messages", postgresql_where=sa.text("role = 'assistant'"))
     op.drop_index("ix_messages_chat", table_name="messages")
     op.drop_table("messages")
+    op.drop_table("budget_spending")
     op.drop_index(op.f("ix_api_keys_user_id"), table_name="api_keys")
     op.drop_index(op.f("ix_api_keys_parent_id"), table_name="api_keys")
     op.drop_table("api_keys")
     op.drop_table("users")
+    op.drop_index("uq_usage_step", table_name="usage", postgresql_where=sa.text("NOT failed AND NOT estimated"))
+    op.drop_index("ix_usage_user", table_name="usage")
+    op.drop_index("ix_usage_at", table_name="usage")
+    op.drop_index("ix_usage_api_key", table_name="usage")
+    op.drop_index("ix_usage_agent", table_name="usage")
+    op.drop_table("usage")
     op.drop_index("ix_tasks_queue", table_name="tasks", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"))
     op.drop_table("tasks")
     op.drop_table("seeds")
@@ -609,6 +672,8 @@ def downgrade() -> None:
     op.drop_index("ix_chats_parent", table_name="chats", postgresql_where=sa.text("parent_chat_id IS NOT NULL"))
     op.drop_index("ix_chats_expires", table_name="chats", postgresql_where=sa.text("expires_at IS NOT NULL"))
     op.drop_table("chats")
+    op.drop_index("ix_budgets_subject", table_name="budgets")
+    op.drop_table("budgets")
     op.drop_index("ix_audit_target", table_name="audit_log")
     op.drop_index("ix_audit_at", table_name="audit_log")
     op.drop_index("ix_audit_actor", table_name="audit_log")

@@ -41,7 +41,9 @@ from sinas_server.kernel.runtime import Departure, Runtime, TaskHandler
 from sinas_server.kernel.tool import Toolset
 from sinas_server.openai_adapter.models import MODELS
 from sinas_server.openai_adapter.routes import adapter_router
+from sinas_server.providers import routes as usage
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
+from sinas_server.providers.budget import BUDGET
 from sinas_server.providers.kind import PROVIDER
 from sinas_server.secrets import routes as secrets
 from sinas_server.secrets.departure import forget_secrets
@@ -54,10 +56,10 @@ from sinas_server.templates.bootstrap import bootstrap as bootstrap_templates
 from sinas_server.templates.kind import TEMPLATE
 from sinas_server.templates.mail import send_letter
 
-KINDS: tuple[AnyKind, ...] = (PROVIDER, SECRET, SKILL, FUNCTION, AGENT, TEMPLATE)
+KINDS: tuple[AnyKind, ...] = (PROVIDER, SECRET, SKILL, FUNCTION, AGENT, TEMPLATE, BUDGET)
 """In the order in which they are applied: what is referred to comes first."""
 
-RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS, MODELS, SYSTEM)
+RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS, MODELS, usage.USAGE, SYSTEM)
 """What permissions are about besides the kinds."""
 
 RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
@@ -68,6 +70,7 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     agents.runtime_router,
     chats_router,
     invoke_router,
+    usage.runtime_router,
     *templates.RUNTIME_ROUTERS,
 )
 """Mounted at the root."""
@@ -78,6 +81,8 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     skills.management_router,
     agents.management_router,
     crud_router(PROVIDER),
+    crud_router(BUDGET),
+    usage.management_router,
     secrets.router,
     *templates.MANAGEMENT_ROUTERS,
     config.router,

@@ -1,19 +1,18 @@
 """The official SDK of OpenAI for Python, unmodified, on the application in this process."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 from openai import AsyncOpenAI
-from pydantic import JsonValue
 
 from tests.chats.conftest import CountingTools, declare, runtime, tools, worker
-from tests.fakes.llm_server import FakeLLM, Provider
 from tests.people import Person
+from tests.providers.conftest import Provide, fake, provide
 
-__all__ = ["CountingTools", "declare", "runtime", "tools", "worker"]
+__all__ = ["CountingTools", "Provide", "declare", "fake", "provide", "runtime", "tools", "worker"]
 
 Json = dict[str, Any]
 URL = "/adapters/openai/v1"
@@ -46,27 +45,3 @@ async def sdk(connect: Connect, user: Person) -> AsyncOpenAI:
 async def admin_sdk(connect: Connect, admin: Person) -> AsyncOpenAI:
     """The SDK of an administrator."""
     return connect(admin.token)
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeLLM]:
-    """A provider's server."""
-    async with FakeLLM() as server:
-        yield server
-
-
-Provide = Callable[..., Awaitable[str]]
-
-
-@pytest.fixture
-def provide(admin: Person, fake: FakeLLM) -> Provide:
-    """Declares a provider that asks the fake: `await provide("main", "openai", models=[...])`; gives its id."""
-
-    async def create(name: str, kind: Provider = "openai", **fields: JsonValue) -> str:
-        endpoint = fake.endpoint(kind)
-        body = {"name": name, "provider_type": kind, "api_key": "sk-provider-key", "api_endpoint": endpoint}
-        answer = await admin.http.post("/api/v1/llm-providers", json={**body, "default_model": "fake-large", **fields})
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["id"])
-
-    return create

@@ -62,6 +62,12 @@ class Objects:
         made = await self._post(self.owner, "/api/v1/templates", body)
         return {"template_id": made["id"], "namespace": "default", "name": body["name"], "version": "1"}
 
+    async def budget(self) -> Places:
+        name = self.name()
+        body = {"name": name, "applies_to": "role", "subject": "GuestUsers", "max_tokens": 10**9}
+        await self._post(self.admin, "/api/v1/budgets", body)
+        return {"name": name, "version": "1"}
+
     async def default_agent(self) -> Places:
         await self._post(self.owner, "/api/v1/agents", {"name": self.name(), "is_default": True})
         return {}
@@ -168,6 +174,8 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/functions/.*/undelete$", lambda make: make.deleted(make.function, "functions")),
     ("/skills/.*/undelete$", lambda make: make.deleted(make.skill, "skills")),
     ("/agents/.*/undelete$", lambda make: make.deleted(make.agent, "agents")),
+    ("/budgets/.*/undelete$", lambda make: make.deleted(make.budget, "budgets")),
+    ("/budgets/{", Objects.budget),
     ("/llm-providers/.*/undelete$", lambda make: make.deleted(make.provider, "llm-providers")),
     ("/templates/.*/undelete$", lambda make: make.deleted(make.template, "templates")),
     ("/templates/(by-name/)?{", Objects.template),
@@ -254,6 +262,14 @@ BODIES: dict[str, Body] = {
     "agents_create": lambda make, at: {"name": make.name()},
     "agents_update_put": lambda make, at: {"description": make.name()},
     "agents_update_patch": lambda make, at: {"description": make.name()},
+    "budgets_create": lambda make, at: {
+        "name": make.name(),
+        "applies_to": "role",
+        "subject": "GuestUsers",
+        "max_tokens": 10**9,
+    },
+    "budgets_update_put": lambda make, at: {"max_usd": 10**6},
+    "budgets_update_patch": lambda make, at: {"max_usd": 10**6},
     "llm_providers_create": lambda make, at: {"name": make.name(), "provider_type": "scripted"},
     "llm_providers_update_put": lambda make, at: {"default_model": make.name()},
     "llm_providers_update_patch": lambda make, at: {"default_model": make.name()},

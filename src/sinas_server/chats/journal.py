@@ -30,6 +30,7 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import ToolResult, Wait, Waiting
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.clock import now
+from sinas_server.providers.usage import ModelCall, Place, record
 
 
 class LostTurnError(Exception):
@@ -41,6 +42,7 @@ class Told:
     """An answer of the model and how it was sent to the readers."""
 
     answer: ModelAnswer
+    call: ModelCall
     text: str
     runs: Runs
     offset: int
@@ -64,15 +66,21 @@ class Journal:
         """The answer of the current step, if it is journaled."""
         return self.segment.answers.get(self.step)
 
+    @property
+    def place(self) -> Place:
+        """Where in the conversation the current step is."""
+        return Place(self.turn.chat_id, self.turn.id, self.step)
+
     def worked(self) -> float:
         """Seconds of work on this turn, earlier attempts included as far as they were journaled."""
         return self.turn.worked_seconds + monotonic() - self._since
 
     async def answered(self, told: Told) -> None:
         """Keep an answer that calls tools, and the calls, before any of them is carried out."""
-        usage = added(self.usage, told.answer.usage)
+        usage = added(self.usage, told.call)
         async with self.runtime.database.unit() as db:
             await self._still_ours(db, usage=usage)
+            await record(db, told.call)
             calls = await self._with_ids(db, told.calls)
             await db.execute(insert(MessageRow).values(**self._message(told, calls)))
             await db.execute(insert(ToolCallRow), [self._call(call, told) for call in calls])
@@ -174,9 +182,10 @@ class Journal:
 
     async def completed(self, told: Told) -> None:
         """Keep the final answer and end the turn."""
-        usage = added(self.usage, told.answer.usage)
+        usage = added(self.usage, told.call)
         async with self.runtime.database.unit() as db:
             await self._still_ours(db, usage=usage, **ended(Status.COMPLETED))
+            await record(db, told.call)
             await db.execute(insert(MessageRow).values(**self._message(told, ())))
             await touch(db, self.turn.chat_id, active_channel_id=None)
             tell_parent(db, self.runtime, self.turn)
@@ -184,21 +193,34 @@ class Journal:
         segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset))
         self.segment = replace(segment, end=("done", {"status": "completed"}))
 
-    async def failed(self, error: str) -> None:
-        """End the turn without an answer."""
+    async def failed(self, error: str, call: ModelCall | None = None) -> None:
+        """End the turn without an answer. `call`: one of the model that is not journaled."""
         async with self.runtime.database.unit() as db:
             await self._still_ours(db)
+            await self._spent(db, call)
             turn = await locked_turn(db, self.turn.id)
             if turn is None:
                 raise LostTurnError(str(self.turn.id))
             self.segment = await close(db, self.runtime, turn, self.segment, Ending(Status.FAILED, error=error))
 
-    async def canceled(self, partial: Runs, offset: int) -> bool:
+    async def canceled(self, partial: Runs, offset: int, call: ModelCall | None = None) -> bool:
         """If the turn was canceled, keep what was said so far and end it; otherwise it is not ours to end."""
         async with self.runtime.database.unit() as db:
             settled = await settle_canceled(db, self.runtime, self.segment, (partial, offset))
+            if settled is not None:
+                await self._spent(db, call)
         self.segment = settled or self.segment
         return settled is not None
+
+    async def _spent(self, db: Db, call: ModelCall | None) -> None:
+        """Count a call whose answer is not kept."""
+        if call is None:
+            return
+        await record(db, call)
+        await db.execute(
+            update(TurnRow).where(TurnRow.id == self.turn.id).values(usage=added(self.usage, call)),
+            execution_options={"synchronize_session": False},
+        )
 
     async def _still_ours(self, db: Db, **values: object) -> None:
         """Lock the turn and note progress. Raises `LostTurnError`."""
@@ -236,7 +258,7 @@ class Journal:
             "content": told.text or (None if calls else ""),
             "tool_calls": [shown_call(call) for call in calls] or None,
             "native": told.answer.native,
-            "usage": added({}, told.answer.usage),
+            "usage": added({}, told.call),
             "stream_offset": told.offset,
             "runs": stored_runs(told.runs),
         }

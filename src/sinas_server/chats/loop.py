@@ -12,7 +12,7 @@ import orjson
 from pydantic import JsonValue
 from sqlalchemy.exc import SQLAlchemyError
 
-from sinas_server.backends.llm import Answer, Event, Message, ProviderError, TextDelta, ThinkingDelta
+from sinas_server.backends.llm import Answer, Event, Message, ProviderError, TextDelta, ThinkingDelta, Usage
 from sinas_server.chats.ask import ask
 from sinas_server.chats.calls import as_calls, carry_out, cleaned, storable
 from sinas_server.chats.events import content
@@ -27,6 +27,8 @@ from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.job import InterruptedWorkError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kit.schema import violations
+from sinas_server.providers.admit import tokens_asked, within_budgets
+from sinas_server.providers.usage import ModelCall, tokens_in
 
 MAX_FRUITLESS = 10
 """A turn that outlives this many workers without getting further is taken for their killer."""
@@ -45,6 +47,8 @@ class AgentLoop:
         self.journal = journal
         self.channel = channel
         self.speech: Speech | None = None
+        self.call: ModelCall | None = None
+        """What is being asked of the model, or was and is not journaled yet."""
 
     async def run(self, *, interrupted: bool) -> None:
         """Take the turn to its end or its next pause. `interrupted`: an earlier worker may have begun it."""
@@ -68,8 +72,15 @@ class AgentLoop:
         """If it was the user who stopped the turn: keep what was said."""
         said, offset = (self.speech.sent, self.speech.offset) if self.speech else ((), 0)
         with suppress(SQLAlchemyError, InterruptedWorkError):  # whoever stopped it settles it otherwise
-            if await self.journal.canceled(said, offset):
+            if await self.journal.canceled(said, offset, self._cut_off()):
                 await self.channel.finish(self.journal.segment)
+
+    def _cut_off(self) -> ModelCall | None:
+        """The call that was not heard to its end, with the tokens that were said so far."""
+        if self.call is None or not self.call.estimated or self.speech is None:
+            return self.call
+        said = tokens_in("".join(text for _, text in self.speech.said))
+        return replace(self.call, usage=replace(self.call.usage, completion_tokens=said))
 
     async def _in_time(self, *, interrupted: bool) -> None:
         try:
@@ -78,11 +89,14 @@ class AgentLoop:
         except TimeoutError:
             if not limit.expired():
                 raise
-            await self.journal.failed(f"the turn took longer than {self.turn.timeout:g} seconds")
+            await self.journal.failed(f"the turn took longer than {self.turn.timeout:g} seconds", self._cut_off())
         except UnavailableError as error:
             raise InterruptedWorkError(error.detail) from error
-        except (TurnError, PromptError, ProviderError, SinasError) as error:
-            await self.journal.failed(str(error))
+        except ProviderError as error:
+            failed = self.call and replace(self.call, usage=Usage(), failed=True, estimated=False)
+            await self.journal.failed(str(error), failed)
+        except (TurnError, PromptError, SinasError) as error:
+            await self.journal.failed(str(error), self.call)
 
     async def _ready(self, *, interrupted: bool) -> Prepared:
         """Open the channel, and meanwhile look up what the turn needs."""
@@ -105,7 +119,7 @@ class AgentLoop:
                     await self.journal.completed(told)
                     return
                 await self.journal.answered(told)
-                self.speech = None
+                self.speech = self.call = None
                 await self.channel.catch_up(self.journal.segment)
             await carry_out(self.runtime, prepared.caller, self.journal, self.channel)
             answer = self.journal.segment.answers[self.journal.step]
@@ -121,7 +135,7 @@ class AgentLoop:
             self.runtime.database, self.turn.chat_id, self.turn.id, settings.max_history_messages
         )
         self.speech = speech = Speech(self.channel, self.journal.step, self.turn.attempt)
-        answer = await self._heard(prepared, history, speech)
+        answer, call = await self._heard(prepared, history, speech)
         text, calls = cleaned(answer.text), as_calls(prepared, answer)
         if calls and self.journal.step >= settings.max_tool_iterations:
             raise TurnError(f"the agent called tools {self.journal.step} times in a row without coming to an answer")
@@ -129,22 +143,27 @@ class AgentLoop:
         if self.turn.structured and not calls:
             _check_output(prepared, text)
         await speech.finish(() if self.turn.structured and calls else runs)
-        return Told(answer, text, runs, speech.offset, calls)
+        return Told(answer, call, text, runs, speech.offset, calls)
 
-    async def _heard(self, prepared: Prepared, history: Sequence[Message], speech: Speech) -> Answer:
+    async def _heard(self, prepared: Prepared, history: Sequence[Message], speech: Speech) -> tuple[Answer, ModelCall]:
         answer: Answer | None = None
-        async with aclosing(ask(self.runtime, prepared.config, prepared.prompt.request(history))) as groups:
-            async for group in groups:
-                for event in group:
-                    if isinstance(event, Answer):
-                        answer = event
-                    else:
-                        self._say(speech, event)
-                if answer is None:
-                    await speech.flush()
+        request = prepared.prompt.request(history)
+        async with within_budgets(self.runtime, prepared.payer, prepared.provider, request):
+            read = Usage(prompt_tokens=tokens_asked(request))
+            self.call = ModelCall(prepared.payer, prepared.provider, read, self.journal.place, estimated=True)
+            async with aclosing(ask(self.runtime, prepared.provider.config, request)) as groups:
+                async for group in groups:
+                    for event in group:
+                        if isinstance(event, Answer):
+                            answer = event
+                        else:
+                            self._say(speech, event)
+                    if answer is None:
+                        await speech.flush()
         if answer is None:
             raise ProviderError("the model's answer has no end")
-        return replace(answer, native=storable(answer.native))
+        self.call = replace(self.call, usage=answer.usage, estimated=False)
+        return replace(answer, native=storable(answer.native)), self.call
 
     def _say(self, speech: Speech, event: Event) -> None:
         if self.turn.structured:  # sent in one piece, once it is known to be the final answer

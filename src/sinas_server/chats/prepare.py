@@ -9,7 +9,6 @@ from uuid import UUID
 from pydantic import JsonValue
 
 from sinas_server.agents.kind import AGENT, AgentSpec
-from sinas_server.backends.llm import ProviderConfig
 from sinas_server.chats.prompt import Prompt, agent_context, opening
 from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.chats.talk import Talk, allowed_agent, read_talk
@@ -21,7 +20,8 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import AgentContext, Tool
 from sinas_server.kernel.unit import Db
-from sinas_server.providers.resolve import resolve_now
+from sinas_server.providers.resolve import Resolved, resolve_now
+from sinas_server.providers.usage import Payer
 from sinas_server.skills.tools import preloaded
 
 
@@ -30,7 +30,8 @@ class Prepared:
     """Everything a turn needs beside its journal."""
 
     caller: Caller
-    config: ProviderConfig
+    provider: Resolved
+    payer: Payer
     prompt: Prompt
     always_allowed: frozenset[str]
     """The tools (`toolset:target`) that need no approval any more in this chat."""
@@ -62,7 +63,12 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     tools = await _tools(runtime, caller, context)
     messages = opening(agent.spec, values, await preloaded(runtime, context))
     prompt = Prompt(agent.spec, found.model, messages, tools)
-    return Prepared(caller, found.config, prompt, frozenset(talk.chat.always_allowed))
+    return Prepared(caller, found, payer_of(turn, agent), prompt, frozenset(talk.chat.always_allowed))
+
+
+def payer_of(turn: TurnRow, agent: Resource[AgentSpec]) -> Payer:
+    """On whose account the turn asks the model."""
+    return Payer(turn.user_id, turn.api_key_id, agent.id, agent.ref)
 
 
 async def _agent(runtime: Runtime, caller: Caller, turn: TurnRow, talk: Talk) -> Resource[AgentSpec]:

@@ -9,11 +9,11 @@ import orjson
 from pydantic import JsonValue
 from sqlalchemy import Executable, Row, func, insert, select, update
 
-from sinas_server.backends.llm import Usage
 from sinas_server.chats.events import Answer, Asked, Call, Runs, Segment
 from sinas_server.chats.tables import ChannelRow, ChatRow, MessageRow, Status, ToolCallRow, TurnRow
 from sinas_server.kernel.tool import Wait
 from sinas_server.kernel.unit import Db
+from sinas_server.providers.usage import ModelCall
 
 
 def as_call(row: ToolCallRow | Row[tuple[object, ...]]) -> Call:
@@ -173,21 +173,23 @@ def shown_call(call: Call) -> dict[str, JsonValue]:
     return {"id": call.id, "type": "function", "function": function, "description": call.description}
 
 
-def added(usage: Mapping[str, JsonValue], more: Usage) -> dict[str, JsonValue]:
-    """The usage of a turn with one more model call; no prices are known."""
-    known = {key: value for key, value in usage.items() if isinstance(value, int)}
-    prompt, completion = more.prompt_tokens, more.completion_tokens
-    return {
-        "calls": known.get("calls", 0) + 1,
-        "prompt_tokens": known.get("prompt_tokens", 0) + prompt,
-        "completion_tokens": known.get("completion_tokens", 0) + completion,
-        "total_tokens": known.get("total_tokens", 0) + prompt + completion,
-        "cache_read_tokens": known.get("cache_read_tokens", 0) + more.cache_read_tokens,
-        "cache_write_tokens": known.get("cache_write_tokens", 0) + more.cache_write_tokens,
-        "cost_usd": None,
-        "unpriced_calls": known.get("unpriced_calls", 0) + 1,
-        "errors": known.get("errors", 0),
-    }
+def added(usage: Mapping[str, JsonValue], call: ModelCall) -> dict[str, JsonValue]:
+    """The usage of a turn with one more model call; the cost is null while no price is known."""
+    cost, more = call.cost_usd, call.usage
+    return summed(
+        usage,
+        {
+            "calls": int(not call.failed),
+            "prompt_tokens": more.prompt_tokens,
+            "completion_tokens": more.completion_tokens,
+            "total_tokens": more.prompt_tokens + more.completion_tokens,
+            "cache_read_tokens": more.cache_read_tokens,
+            "cache_write_tokens": more.cache_write_tokens,
+            "cost_usd": None if cost is None or call.failed else float(cost),
+            "unpriced_calls": int(cost is None),
+            "errors": int(call.failed),
+        },
+    )
 
 
 def summed(usage: Mapping[str, JsonValue], more: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

@@ -28,6 +28,8 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import CallIdentity
 from sinas_server.kernel.unit import Db
+from sinas_server.providers.admit import check_budgets
+from sinas_server.providers.usage import Payer
 
 BUSY = "The agent is still answering the last message: wait for it, or stop it with POST /chats/{chat_id}/stop"
 UNANSWERED = "Not carried out: this waited for the user, who sent another message instead."
@@ -49,6 +51,7 @@ async def start_turn(
 ) -> Started:
     """Have the agent answer a message. `chat`: locked by this transaction. Raises 404, 403, or 409 for a busy chat."""
     agent = await usable_agent(db, caller, chat)
+    await check_budgets(runtime, _payer(caller, agent))
     await _end_waiting(db, runtime, chat)
     values = _values(runtime, caller, chat, agent, Said(content, include_thinking))
     if (await (await db.connection()).execute(_START, values)).first() is None:
@@ -66,6 +69,7 @@ async def start_now(
         raise NotFoundError("chat not found")
     agent = allowed_agent(caller, talk.chat, talk.agent)
     if not talk.busy:
+        await check_budgets(runtime, _payer(caller, agent))
         values = _values(runtime, caller, talk.chat, agent, Said(content, include_thinking))
         if values["new_parts"] is not None:
             values["new_parts"] = orjson.dumps(values["new_parts"]).decode()
@@ -75,6 +79,10 @@ async def start_now(
     async with runtime.database.unit() as db:
         chat = await own_chat(db, caller, chat_id)
         return await start_turn(db, runtime, caller, chat, content, include_thinking=include_thinking)
+
+
+def _payer(caller: Caller, agent: Resource[AgentSpec]) -> Payer:
+    return Payer(caller.id, caller.api_key, agent.id, agent.ref)
 
 
 async def _began(runtime: Runtime, values: dict[str, object]) -> bool:

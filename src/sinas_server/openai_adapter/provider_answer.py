@@ -1,7 +1,9 @@
 """Asking a provider's model directly: the client's messages, tools and settings go through as they are."""
 
 from contextlib import aclosing
+from dataclasses import replace
 
+from anyio import move_on_after
 from pydantic import JsonValue
 
 from sinas_server.backends.llm import (
@@ -10,19 +12,26 @@ from sinas_server.backends.llm import (
     ModelRequest,
     ProviderError,
     Sampling,
+    ToolCallDelta,
     ToolChoice,
     ToolSpec,
+    Usage,
 )
 from sinas_server.chats.ask import ask
+from sinas_server.kernel.access import Caller
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.openai_adapter.errors import ParameterError, from_provider
 from sinas_server.openai_adapter.messages import to_messages
 from sinas_server.openai_adapter.pieces import Final, Piece, Pieces
 from sinas_server.openai_adapter.request import ChatCompletionRequest, NamedTool
+from sinas_server.providers.admit import tokens_asked, within_budgets
 from sinas_server.providers.resolve import Resolved
+from sinas_server.providers.usage import ModelCall, Payer, record_now, tokens_in
 
 ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
 MOST_STOPS = 4
+RECORD_SECONDS = 5
+"""How long a request that is being torn down may take to record what it took."""
 
 
 def model_request(model: str, body: ChatCompletionRequest) -> ModelRequest:
@@ -92,14 +101,37 @@ def _output_schema(body: ChatCompletionRequest) -> dict[str, JsonValue] | None:
     return wanted.json_schema.json_schema or ANY_OBJECT
 
 
-async def provider_answer(runtime: Runtime, provider: Resolved, request: ModelRequest) -> Pieces:
-    """The answer as it comes. Raises `SinasError` for whatever the provider has against it."""
-    try:
-        async with aclosing(ask(runtime, provider.config, request)) as groups:
-            async for group in groups:
-                yield [_piece(event) for event in group]
-    except ProviderError as error:
-        raise from_provider(error) from error
+async def provider_answer(runtime: Runtime, caller: Caller, provider: Resolved, request: ModelRequest) -> Pieces:
+    """The answer as it comes; what it took is recorded before its end is told. Raises `SinasError` for whatever a
+    budget or the provider has against it."""
+    payer = Payer(caller.id, caller.api_key)
+    async with within_budgets(runtime, payer, provider, request):
+        call = ModelCall(payer, provider, Usage(prompt_tokens=tokens_asked(request)), estimated=True)
+        said: list[str] = []
+        try:
+            async with aclosing(ask(runtime, provider.config, request)) as groups:
+                async for group in groups:
+                    for event in group:
+                        if isinstance(event, Answer):
+                            call = replace(call, usage=event.usage, estimated=False)
+                            await record_now(runtime.database, call)
+                        else:
+                            said.append(event.arguments if isinstance(event, ToolCallDelta) else event.text)
+                    yield [_piece(event) for event in group]
+        except ProviderError as error:
+            call = replace(call, usage=Usage(), failed=True, estimated=False)
+            await record_now(runtime.database, call)
+            raise from_provider(error) from error
+        finally:
+            if call.estimated:
+                await _record_cut_off(runtime, call, "".join(said))
+
+
+async def _record_cut_off(runtime: Runtime, call: ModelCall, said: str) -> None:
+    """Who leaves early pays for what was said; also while his request is being torn down."""
+    usage = replace(call.usage, completion_tokens=tokens_in(said))
+    with move_on_after(RECORD_SECONDS, shield=True):
+        await record_now(runtime.database, replace(call, usage=usage))
 
 
 def _piece(event: Event) -> Piece:

@@ -55,7 +55,10 @@ async def _complete(
         name, groups = body.model or f"agent:{target.ref}", agent_answer(runtime, started)
         headers[HEADER] = str(started.chat_id)
     else:
-        name, groups = body.model or target.model, provider_answer(runtime, target, model_request(target.model, body))
+        name, groups = (
+            body.model or target.model,
+            provider_answer(runtime, caller, target, model_request(target.model, body)),
+        )
     if not body.stream:
         return JsonAnswer(completion(name, await whole(groups)), headers=headers)
     usage = body.stream_options is not None and body.stream_options.include_usage

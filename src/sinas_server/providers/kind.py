@@ -14,7 +14,10 @@ from sinas_server.kernel.secret import Secret
 from sinas_server.kernel.store import Change, Resource
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Db
+from sinas_server.providers.prices import check_prices
 
+ANY_NAME = r"^[^/\s\x00-\x1f](?:[^/\x00-\x1f]*[^/\s\x00-\x1f])?$"
+"""Names that may be anything without a slash, a control character, or spaces around it."""
 ProviderType = Literal["openai", "anthropic", "mistral", "ollama", "scripted"]
 
 
@@ -39,7 +42,8 @@ class ProviderSpec(Spec):
         description="Models it offers; the first is the default's stand-in. The OpenAI adapter is closed to others.",
     )
     config: dict[str, JsonValue] = Field(
-        default={}, description="More settings: `max_tokens`, `organization_id`, `timeout`; the rules of `scripted`."
+        default={},
+        description="More settings: `max_tokens`, `organization_id`, `timeout`, `prices`; the rules of `scripted`.",
     )
     is_default: bool = Field(default=False, description="Whether agents without a provider of their own use it.")
 
@@ -52,6 +56,8 @@ class ProviderSpec(Spec):
             except ValidationError as error:
                 problems = error.errors(include_url=False)
                 raise ValueError("; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)) from error
+        else:
+            check_prices(value)
         return value
 
     @model_validator(mode="after")
@@ -99,7 +105,7 @@ PROVIDER = Kind(
     title="LLM provider",
     spec=ProviderSpec,
     namespaced=False,
-    name_pattern=r"^[^/\s\x00-\x1f](?:[^/\x00-\x1f]*[^/\s\x00-\x1f])?$",
+    name_pattern=ANY_NAME,
     yaml="llmProviders",
     yaml_renames={"provider_type": "type", "api_endpoint": "endpoint"},
     on_change=_on_change,

@@ -9,6 +9,7 @@ import httpx2
 from sinas_server.agents.kind import AGENT
 from sinas_server.functions.kind import FUNCTION
 from sinas_server.kernel.kind import AnyKind
+from sinas_server.providers.budget import BUDGET
 from sinas_server.providers.kind import PROVIDER
 from sinas_server.secrets.kind import SECRET as SECRET_KIND
 from sinas_server.skills.kind import SKILL
@@ -67,6 +68,12 @@ EXAMPLES = (
         change={"default_model": "other"},
         invalid={"provider_type": "abacus", "api_endpoint": "ftp://x", "default_model": "m" * 256, "models": "m"},
         free_form="config",
+    ),
+    Example(
+        kind=BUDGET,
+        spec={"applies_to": "role", "subject": "Users", "period": "day", "max_tokens": 1000, "max_usd": 2.5},
+        change={"max_tokens": 2000},
+        invalid={"applies_to": "planet", "period": "week", "max_tokens": "many", "max_usd": -0.5, "subject": ""},
     ),
     Example(
         kind=FUNCTION,

@@ -1,0 +1,209 @@
+"""Budgets: refused before the call, by name; exact in PostgreSQL, and never passed by many calls at once."""
+
+import asyncio
+
+import pytest
+from fastapi import FastAPI
+from redis.exceptions import ConnectionError as RedisDown
+from sqlalchemy import select
+
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.providers.tables import BudgetRow, SpendingRow
+from tests.chats.conftest import get_chat, open_chat, working
+from tests.fakes.llm_server import Call, FakeLLM, Reply
+from tests.people import Person, make_key, make_person
+from tests.providers.conftest import Ask, Json, Provide
+
+TOLD = Reply(text="Hi.", prompt_tokens=60, completion_tokens=40)
+ASKED: Json = {"model": "main/fake-large", "messages": [{"role": "user", "content": "Hi"}]}
+URL = "/adapters/openai/v1/chat/completions"
+
+
+async def limit(admin: Person, name: str, **fields: object) -> Json:
+    body = {"name": name, "applies_to": "user", "period": "day", "max_tokens": 100, **fields}
+    answer = await admin.http.post("/api/v1/budgets", json=body)
+    assert answer.status_code == 201, answer.text
+    made: Json = answer.json()
+    return made
+
+
+async def quota(person: Person, **params: str) -> list[Json]:
+    answer = await person.http.get("/usage/quota", params=params)
+    assert answer.status_code == 200, answer.text
+    found: list[Json] = answer.json()
+    return found
+
+
+async def test_a_direct_call_is_refused_by_name_before_it(provide: Provide, fake: FakeLLM, admin: Person) -> None:
+    await provide("main")
+    await limit(admin, "mine", subject=admin.email)
+    fake.default = TOLD
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 200
+    for stream in (False, True):
+        answer = await admin.http.post(URL, json={**ASKED, "stream": stream})
+        assert answer.status_code == 429
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "budget_exhausted")
+        assert "'mine'" in error["message"] and "100 of 100 tokens this day" in error["message"]
+        assert 0 < int(answer.headers["retry-after"]) <= 86_401
+    assert len(fake.requests) == 1
+    (left,) = await quota(admin)
+    assert (left["used_tokens"], left["remaining_tokens"], left["max_usd"]) == (100, 0, None)
+
+
+async def test_a_message_is_refused_before_it_is_stored(
+    agent: Ask, fake: FakeLLM, user: Person, admin: Person, runtime: Runtime
+) -> None:
+    await agent()
+    await limit(admin, "bot", applies_to="agent", subject="default/payer")
+    fake.default = TOLD
+    chat_id = await open_chat(user, "default/payer")
+    url = f"/chats/{chat_id}/messages"
+    async with working(runtime):
+        assert (await user.http.post(url, json={"content": "Hello"}, timeout=60)).status_code == 200
+        for path in (url, f"{url}/stream"):
+            answer = await user.http.post(path, json={"content": "More"})
+            assert (answer.status_code, answer.json()["code"]) == (429, "budget_exhausted")
+        invoked = await user.http.post("/agents/default/payer/invoke", json={"message": "More"})
+        assert invoked.status_code == 429
+    assert len((await get_chat(user, chat_id))["messages"]) == 2
+    assert await quota(user) == []
+    assert [left["name"] for left in await quota(user, agent="default/payer")] == ["bot"]
+    assert (await user.http.get("/usage/quota", params={"agent": "default/none"})).status_code == 404
+
+
+async def test_a_turn_ends_when_the_budget_does(
+    agent: Ask, fake: FakeLLM, user: Person, admin: Person, runtime: Runtime
+) -> None:
+    await agent()
+    await limit(admin, "mine", subject=user.email)
+    fake.replies = [TOLD.model_copy(update={"tool_calls": [Call(name="none")]}), Reply(text="never")]
+    chat_id = await open_chat(user, "default/payer")
+    async with working(runtime):
+        answer = await user.http.post(f"/chats/{chat_id}/messages", json={"content": "Hello"}, timeout=60)
+    assert answer.status_code == 502
+    assert "The budget 'mine' of the user is used up" in answer.json()["detail"]
+    assert len(fake.requests) == 1
+
+
+async def test_keys_roles_and_dollars(provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime) -> None:
+    await provide("main", config={"prices": {"*": {"input": 100, "output": 100}}})
+    fake.default = TOLD  # a cent
+    key = await make_key(runtime, admin.id, "sinas.*:all")
+    key_id = (await admin.http.get("/api/v1/api-keys")).json()[0]["id"]
+    await limit(admin, "key", applies_to="api_key", subject=key_id, max_tokens=None, max_usd=0.015)
+    await limit(admin, "role", applies_to="role", subject="Admins", max_tokens=None, max_usd=0.03, period="total")
+    by_key = {"Authorization": f"Bearer {key}"}
+    assert [(await admin.http.post(URL, json=ASKED, headers=by_key)).status_code for _ in range(3)] == [200, 200, 429]
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 200, "the key's budget is the key's"
+    refused = await admin.http.post(URL, json=ASKED)
+    assert (refused.status_code, "'role' of the role" in refused.text) == (429, True)
+    (left,) = await quota(admin)
+    assert (left["used_usd"], left["remaining_usd"], left["resets_at"]) == (pytest.approx(0.03), 0, None)
+
+
+async def test_each_user_of_a_role_apart(
+    provide: Provide, fake: FakeLLM, admin: Person, app: FastAPI, runtime: Runtime
+) -> None:
+    await provide("main")
+    await limit(admin, "each", applies_to="role", subject="Admins", each_user=True)
+    other = await make_person(runtime, app, ["Admins"])
+    fake.default = TOLD
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 200
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 429
+    assert (await other.http.post(URL, json=ASKED)).status_code == 200
+    assert (await quota(other))[0]["used_tokens"] == 100
+    await other.http.aclose()
+
+
+async def test_a_new_budget_knows_what_was_spent(provide: Provide, fake: FakeLLM, admin: Person) -> None:
+    await provide("main")
+    fake.default = TOLD
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 200
+    await limit(admin, "mine", subject=admin.email, max_tokens=150)
+    assert (await quota(admin))[0]["used_tokens"] == 100
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 200
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 429
+    for change in ({"max_tokens": 1000}, {"period": "month"}, {"applies_to": "role", "subject": "Admins"}):
+        assert (await admin.http.patch("/api/v1/budgets/mine", json=change)).status_code == 200
+        assert (await quota(admin))[0]["used_tokens"] == 200
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 200
+    assert (await admin.http.patch("/api/v1/budgets/mine", json={"max_tokens": 1})).status_code == 200
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 429
+    assert (await admin.http.patch("/api/v1/budgets/mine", json={"is_active": False})).status_code == 200
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 200
+    assert (await admin.http.patch("/api/v1/budgets/mine", json={"is_active": True})).status_code == 200
+    assert (await quota(admin))[0]["used_tokens"] == 400
+    assert (await admin.http.delete("/api/v1/budgets/mine")).status_code == 204
+    assert await quota(admin) == []
+
+
+async def test_two_calls_at_the_limit(provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime) -> None:
+    """While one call is running, what it will take is held; once it is over, what it took counts."""
+    await provide("main")
+    await limit(admin, "mine", subject=admin.email)
+    fake.default = TOLD.model_copy(update={"hold_after": 1})
+    first = asyncio.create_task(admin.http.post(URL, json=ASKED, timeout=60))
+    while not (fake.requests and fake.requests[0].held):
+        await asyncio.sleep(0.02)
+    second = await admin.http.post(URL, json=ASKED)
+    assert (second.status_code, second.headers["retry-after"]) == (429, "2")
+    assert "held by calls that are running now" in second.json()["error"]["message"]
+    fake.release()
+    assert (await first).status_code == 200
+    third = await admin.http.post(URL, json=ASKED)
+    assert (third.status_code, "used up" in third.text) == (429, True)
+    assert await runtime.redis.keys("sinas:budget:*") == [], "nothing stays held"
+
+
+async def test_many_calls_at_once_are_counted_exactly(
+    provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime
+) -> None:
+    await provide("main")
+    await limit(admin, "mine", subject=admin.email, max_tokens=10**9)
+    await limit(admin, "all", applies_to="role", subject="Admins", max_tokens=10**9)
+    fake.default = TOLD
+    answers = await asyncio.gather(*(admin.http.post(URL, json=ASKED, timeout=60) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    rows = await runtime.database.read(select(SpendingRow.tokens))
+    assert [row.tokens for row in rows] == [2000, 2000]
+
+
+async def test_without_redis_what_was_spent_still_counts(
+    provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await provide("main")
+    await limit(admin, "mine", subject=admin.email)
+    fake.default = TOLD
+
+    async def down(*_: object) -> None:
+        raise RedisDown("gone")
+
+    monkeypatch.setattr(runtime.redis, "eval", down)
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 200
+    assert (await admin.http.post(URL, json=ASKED)).status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"subject": "nobody@example.com"}, "subject"),
+        ({"applies_to": "role", "subject": "Nobody"}, "subject"),
+        ({"applies_to": "api_key", "subject": "x"}, "subject"),
+        ({"subject": "admin@example.com", "max_tokens": -1}, "max_tokens"),
+    ],
+)
+async def test_what_cannot_be_is_refused(fields: Json, place: str, admin: Person, runtime: Runtime) -> None:
+    body = {"name": "mine", "applies_to": "user", "period": "day", "max_tokens": 100, **fields}
+    answer = await admin.http.post("/api/v1/budgets", json=body)
+    assert answer.status_code == 422, answer.text
+    assert any(place in problem["loc"] for problem in answer.json()["detail"])
+    assert not await runtime.database.read(select(BudgetRow.id))
+
+
+async def test_an_agent_with_a_budget_must_exist(agent: Ask, admin: Person) -> None:
+    missing = {"name": "bot", "applies_to": "agent", "subject": "default/none", "max_tokens": 1}
+    assert (await admin.http.post("/api/v1/budgets", json=missing)).status_code in (400, 409, 422)
+    await agent()
+    await limit(admin, "bot", applies_to="agent", subject="default/payer")
+    assert (await admin.http.delete("/api/v1/agents/default/payer")).status_code == 409
