@@ -6,12 +6,14 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.exceptions import RedisError
 
+from sinas_server.backends.host import ProcessSampler
 from sinas_server.kernel.errors import UnavailableError
 from sinas_server.kernel.loop import Loop, run_loop
 from sinas_server.kernel.runtime import Runtime
@@ -52,6 +54,9 @@ class Heartbeat(Load):
     version: str = Field(description="The platform's version that it runs.")
     started_at: float = Field(description="When it began, in seconds since 1970.")
     seen_at: float = Field(description="When it was last heard of, in seconds since 1970.")
+    cpu_percent: float = Field(default=0.0, description="Of one processor, between its last two signs of life.")
+    memory_bytes: int = Field(default=0, description="Its resident memory.")
+    memory_limit: int | None = Field(default=None, description="Bytes that its control group may use, if limited.")
 
 
 def _key(name: str) -> str:
@@ -73,9 +78,11 @@ async def beating(runtime: Runtime, queue: str, load: Callable[[], Load] = Load)
         "started_at": time.time(),
     }
 
+    sampler = ProcessSampler()
+
     async def beat(runtime: Runtime) -> None:
         now = time.time()
-        values = Heartbeat.model_validate({**process, "seen_at": now, **dict(load())})
+        values = Heartbeat.model_validate({**process, "seen_at": now, **asdict(sampler.read()), **dict(load())})
         async with runtime.redis.pipeline(transaction=False) as pipe:
             pipe.set(_key(values.name), values.model_dump_json(), ex=LIFE_SECONDS)
             pipe.zadd(NAMES, {values.name: now})
