@@ -21,23 +21,31 @@ from sinas_server.chats.waits import WAITS_LOOP
 from sinas_server.config import routes as config
 from sinas_server.functions import executions
 from sinas_server.functions import routes as functions
+from sinas_server.functions.batches import BATCH_LOOP, EXECUTION_MEMBERS, batches_router
+from sinas_server.functions.callbacks import CALLBACK_LOOP
+from sinas_server.functions.concurrency import ADMIT_LOOP
 from sinas_server.functions.departure import forget_executions
 from sinas_server.functions.jobs import EXECUTION_JOB
 from sinas_server.functions.kind import FUNCTION
+from sinas_server.functions.logs import logs_router
+from sinas_server.functions.rerun import rerun_router
+from sinas_server.functions.retention import RETENTION_LOOP
 from sinas_server.functions.tools import FunctionTools
+from sinas_server.functions.tree import tree_router
 from sinas_server.identity import routers as identity
 from sinas_server.identity.key_uses import KEY_USE_LOOP
 from sinas_server.identity.mail import LETTER_TASK, MAIL_TASK, send_mail
 from sinas_server.identity.reference import RESOURCES as PEOPLE
 from sinas_server.identity.sweep import SWEEP_LOOP
 from sinas_server.kernel.access import AccessResource, Caller
+from sinas_server.kernel.delivery import DELIVERY_TASK, deliver_task
 from sinas_server.kernel.job import AnyJob
 from sinas_server.kernel.kind import AnyKind
 from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.outbox import TASK_JOB
 from sinas_server.kernel.purge import PURGE_LOOP
 from sinas_server.kernel.routes import crud_router
-from sinas_server.kernel.runtime import Departure, Runtime, TaskHandler
+from sinas_server.kernel.runtime import BatchMembers, Departure, Runtime, TaskHandler
 from sinas_server.kernel.tool import Toolset
 from sinas_server.openai_adapter.models import MODELS
 from sinas_server.openai_adapter.routes import adapter_router
@@ -66,6 +74,10 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     *identity.RUNTIME_ROUTERS,
     *functions.RUNTIME_ROUTERS,
     *executions.RUNTIME_ROUTERS,
+    tree_router,
+    logs_router,
+    rerun_router,
+    batches_router,
     skills.runtime_router,
     agents.runtime_router,
     chats_router,
@@ -95,14 +107,19 @@ ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router,)
 """Mounted at `/adapters/openai`."""
 
 TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools(), AgentTools())
-TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter}
+TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter, DELIVERY_TASK: deliver_task}
 JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
 """Worker role → the job it works on."""
+
+BATCH_MEMBERS: tuple[BatchMembers, ...] = (EXECUTION_MEMBERS,)
+"""What batches may hold."""
 
 DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions, forget_secrets)
 """What happens to a user's data when he is deleted."""
 
-LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP)
+FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETENTION_LOOP)
+
+LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP, *FUNCTION_LOOPS)
 """Run by the scheduler."""
 
 API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)

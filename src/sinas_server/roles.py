@@ -19,6 +19,7 @@ from sinas_server import catalog
 from sinas_server.app import create_app
 from sinas_server.backends.db import open_engine
 from sinas_server.backends.db.migrate import migrate
+from sinas_server.backends.delivery import Receivers
 from sinas_server.backends.mail import Mailer
 from sinas_server.backends.mail.outbox import OutboxMailer
 from sinas_server.backends.mail.smtp import SmtpMailer, SmtpServer
@@ -86,6 +87,8 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         toolsets=catalog.TOOLSETS,
         tasks=catalog.TASKS,
         departures=catalog.DEPARTURES,
+        batch_members=catalog.BATCH_MEMBERS,
+        receivers=Receivers(settings.callback_allowed_hosts),
         oidc=open_oidc(settings),
         worker_name=worker_name,
     )

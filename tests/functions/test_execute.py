@@ -141,7 +141,7 @@ async def test_bad_asynchronous_requests_are_refused(user: Person, declare: Decl
         ({"delay_seconds": -1}, 422),
         ({"delay_seconds": 8 * 86400}, 422),
         ({"trigger_id": "x" * 256}, 422),
-        ({"callback_url": "https://example.com"}, 400),
+        ({"callback_url": "https://example.com"}, 422),
     ):
         answer = await user.http.post("/functions/default/f/execute/async", json=body)
         assert answer.status_code == status, answer.text

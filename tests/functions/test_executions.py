@@ -1,14 +1,22 @@
 """Reading the history of executions, and who may."""
 
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import httpx2
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 
+from sinas_server.functions import retention
+from sinas_server.functions import tree as tree_module
+from sinas_server.functions.batches import create_batch
+from sinas_server.functions.retention import purge_executions
 from sinas_server.functions.tables import ExecutionRow
+from sinas_server.kernel.access import SYSTEM
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tables import BatchRow
+from sinas_server.kit.clock import now
 from tests.functions.conftest import Declare
 from tests.people import Person, http_client, make_key, make_person
 
@@ -142,3 +150,82 @@ async def test_canceling_what_is_queued(runtime: Runtime, user: Person) -> None:
     assert states == {execution_id: "CANCELLED", child: "CANCELLED", apart: "PENDING"}  # nobody waits for the last
     await runtime.database.rows(update(ExecutionRow).values(status="COMPLETED"))
     assert (await user.http.post(f"/executions/{apart}/cancel")).status_code == 409
+
+
+async def test_more_filters(runtime: Runtime, user: Person) -> None:
+    old = await record(runtime, user, created_at=datetime(2026, 1, 1, tzinfo=UTC), trigger_id="a")
+    new = await record(runtime, user, created_at=datetime(2026, 1, 3, tzinfo=UTC), tool_call_id="call_0")
+    for query, found in (
+        ("?since=2026-01-02T00:00:00Z", [new]),
+        ("?until=2026-01-02T00:00:00Z", [old]),
+        ("?since=2026-01-01T00:00:00Z&until=2026-01-03T00:00:00Z", [old]),
+        ("?trigger_id=a", [old]),
+        ("?tool_call_id=call_0", [new]),
+        (f"?batch_id={uuid4()}", []),
+    ):
+        assert await ids(user, query) == found, query
+    for query in ("?since=yesterday", "?batch_id=1", f"?trigger_id={'x' * 256}"):
+        assert (await user.http.get(f"/executions{query}")).status_code == 422, query
+
+
+async def test_the_tree_below_an_execution(runtime: Runtime, user: Person) -> None:
+    root = await record(runtime, user, tool_call_id="call_0")
+    first = await record(runtime, user, parent_id=root, name="first")
+    second = await record(runtime, user, parent_id=root, name="second")
+    below = await record(runtime, user, parent_id=first, name="below")
+    await record(runtime, user, name="apart")
+    tree = (await user.http.get(f"/executions/{root}/tree")).json()
+    assert (tree["id"], tree["tool_call_id"]) == (root, "call_0")
+    assert [child["id"] for child in tree["children"]] == [first, second]
+    assert [child["function_name"] for child in tree["children"][0]["children"]] == ["default/below"]
+    assert tree["children"][0]["children"][0] == {
+        **tree["children"][0]["children"][0],
+        "id": below,
+        "children": [],
+        "status": "COMPLETED",
+    }
+    part = (await user.http.get(f"/executions/{first}/tree")).json()
+    assert (part["id"], [child["id"] for child in part["children"]]) == (first, [below])
+
+
+async def test_a_tree_that_is_too_large_says_so(
+    runtime: Runtime, user: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree_module, "MAX_NODES", 3)
+    root = await record(runtime, user)
+    first, second, _ = [await record(runtime, user, parent_id=root) for _ in range(3)]
+    answer = await user.http.get(f"/executions/{root}/tree")
+    assert answer.headers["X-Truncated"] == "true"
+    assert [child["id"] for child in answer.json()["children"]] == [first, second]
+
+
+async def test_what_ended_long_ago_is_forgotten(runtime: Runtime, user: Person) -> None:
+    old = now() - timedelta(days=runtime.settings.execution_retention_days, minutes=1)
+    gone = {"created_at": old, "completed_at": old}
+    await record(runtime, user, **gone)
+    await record(runtime, user, **gone, status="FAILED", dead_at=old)
+    kept = [
+        await record(runtime, user, created_at=old, completed_at=now()),
+        await record(runtime, user, created_at=old, status="PENDING"),
+        await record(runtime, user, created_at=old, status="AWAITING_INPUT"),
+        await record(runtime, user, completed_at=now()),
+    ]
+    async with runtime.database.unit() as db:
+        batch = await create_batch(db, SYSTEM, "executions", "default/f", 1, None)
+        await db.execute(update(BatchRow).values(created_at=old, finished_at=old))
+        recent = await create_batch(db, SYSTEM, "executions", "default/f", 1, None)
+    await purge_executions(runtime)
+    assert set(await ids(user)) == set(kept)
+    left = [row.id for row in await runtime.database.rows(select(BatchRow.id))]
+    assert (batch in left, recent in left) == (False, True)
+
+
+async def test_many_are_forgotten_in_small_steps(
+    runtime: Runtime, user: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    old = now() - timedelta(days=1000)
+    for _ in range(5):
+        await record(runtime, user, created_at=old, completed_at=old)
+    await purge_executions(runtime)
+    assert await ids(user) == []

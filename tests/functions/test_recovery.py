@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import func, select, update
 
-from sinas_server.backends.sandbox import Ending, Outcome, Task
+from sinas_server.backends.sandbox import Ending, OnOutput, Outcome, Task
 from sinas_server.functions import execute
 from sinas_server.functions.execute import Order
 from sinas_server.functions.jobs import EXECUTION_JOB, MAX_LOST
@@ -246,7 +246,7 @@ async def test_a_function_may_be_stricter_than_the_operator(
     asked: list[Task] = []
 
     class Recorder:
-        async def run(self, task: Task) -> Outcome:
+        async def run(self, task: Task, on_output: OnOutput) -> Outcome:
             asked.append(task)
             return Outcome(Ending.OK)
 

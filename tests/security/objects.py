@@ -109,6 +109,12 @@ class Objects:
         made = await self._post(self.owner, f"/functions/default/{function['name']}/execute/async", later)
         return {"execution_id": made["execution_id"], "job_id": made["execution_id"]}
 
+    async def batch(self) -> Places:
+        function = await self.function()
+        later = {"inputs": [{}], "delay_seconds": 3600}
+        made = await self._post(self.owner, f"/functions/default/{function['name']}/execute/batch", later)
+        return {"batch_id": made["batch_id"]}
+
     async def dead_letter(self) -> Places:
         places = await self.execution()
         dead = update(ExecutionRow).where(ExecutionRow.id == UUID(places["job_id"]))
@@ -189,6 +195,7 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/chats/{", Objects.chat),
     ("/(executions|jobs)/.*/cancel$", Objects.queued_execution),
     ("/dlq/{", Objects.dead_letter),
+    ("/batches/{", Objects.batch),
     ("/(executions|jobs)/{", Objects.execution),
     ("/secrets/{", Objects.secret),
     ("/roles/{", Objects.role),
@@ -238,6 +245,7 @@ BODIES: dict[str, Body] = {
     "access_explain_permission": lambda make, at: {"permission": "sinas.agents.read:own"},
     "functions_execute": lambda make, at: {"input": {}},
     "functions_execute_async": lambda make, at: {"input": {}, "delay_seconds": 3600},
+    "functions_execute_batch": lambda make, at: {"inputs": [{}], "delay_seconds": 3600},
     "executions_resume": lambda make, at: {"input": "yes"},
     "openai_complete": lambda make, at: {"model": at["model_id"], "messages": [{"role": "user", "content": "hello"}]},
     "chats_create": lambda make, at: {},

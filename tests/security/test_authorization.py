@@ -20,8 +20,8 @@ from starlette.routing import Mount
 
 from sinas_server.app import create_app
 from sinas_server.chats.jobs import CHAT_JOB
-from sinas_server.functions.execute import QUEUE, topic
-from sinas_server.functions.tables import ExecutionRow, Status
+from sinas_server.functions.execute import topic
+from sinas_server.functions.tables import QUEUE, ExecutionRow, Status
 from sinas_server.identity.reference import EVERYTHING
 from sinas_server.identity.tables import ApiKeyRow
 from sinas_server.identity.tokens import SessionToken, mint_session_token

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sinas_server.chats.stop import await_stop, stop_turn
 from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.chats.tables import Status as TurnStatus
-from sinas_server.functions.executions import cancel_executions
+from sinas_server.functions.cancel import cancel_executions
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.functions.views import JOB_STATES
 from sinas_server.kernel.errors import ConflictError, NotFoundError

@@ -1,9 +1,11 @@
 """Outgoing connections: which addresses may be reached, checked on the very address a name resolved to."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -50,6 +52,69 @@ def refuse_metadata(address: Address) -> str | None:
     return None
 
 
+def literal(host: str) -> Address | None:
+    """The address that a host is written as; None for a name."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def refuse_private(address: Address) -> str | None:
+    """Why an address is not one of the public internet, as the end of a sentence; None if it is."""
+    if not address.is_global or address.is_multicast:
+        return "not a public address"
+    return "an address of this machine" if _is_ours(address) else None
+
+
+def _is_ours(address: Address) -> bool:
+    """Whether the address belongs to this machine: only such an address can be bound."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((str(address), 0))
+        return True
+    return False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One entry of the allow-list."""
+
+    host: str
+    """Lower case; empty for a network."""
+    below: bool
+    """Also every name below the host."""
+    network: IPv4Network | IPv6Network | None
+    port: int | None
+
+    def names(self, host: str, port: int) -> bool:
+        """Whether the entry names this host."""
+        if not self.host or self.port not in {None, port}:
+            return False
+        return host.endswith(f".{self.host}") if self.below else host == self.host
+
+    def holds(self, address: Address, port: int) -> bool:
+        """Whether the entry holds this address."""
+        return self.network is not None and self.port in {None, port} and address in self.network
+
+
+def parse_rule(text: str) -> Rule:
+    """`api.example.com`, `*.example.com`, `10.0.0.5`, `10.1.0.0/16` or `[fd00::]/8`, with an optional `:port`.
+
+    Raises `ValueError`.
+    """
+    entry, port = text.strip().lower(), None
+    if entry.count(":") == 1 or "]:" in entry:
+        entry, _, number = entry.rpartition(":")
+        port = int(number)
+    entry = entry.replace("[", "").replace("]", "")
+    if not entry:
+        raise ValueError(f"{text!r} names no host")
+    with contextlib.suppress(ValueError):
+        return Rule("", False, ip_network(entry, strict=False), port)
+    return Rule(entry.removeprefix("*.").rstrip("."), entry.startswith("*."), None, port)
+
+
 def check_endpoint(url: str) -> None:
     """Accept a URL that an administrator set, without resolving it. Raises `ForbiddenAddressError` or `ValueError`."""
     parts = urlsplit(url)
@@ -59,11 +124,9 @@ def check_endpoint(url: str) -> None:
     host = parts.hostname.rstrip(".").lower()
     if host in METADATA_NAMES:
         raise ForbiddenAddressError(f"{host} may not be reached: it is a cloud metadata address")
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return
-    _require(address, host, refuse_metadata)
+    address = literal(host)
+    if address is not None:
+        _require(address, host, refuse_metadata)
 
 
 def _require(address: Address, host: str, refuse: Refusal) -> None:

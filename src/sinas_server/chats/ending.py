@@ -21,7 +21,7 @@ from sinas_server.chats.record import (
 from sinas_server.chats.tables import QUEUE, MessageRow, Status, TurnRow
 from sinas_server.chats.talk import IS_OPEN
 from sinas_server.chats.waits import tell_parent
-from sinas_server.functions.executions import cancel_executions
+from sinas_server.functions.cancel import cancel_executions
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.job import InterruptedWorkError, cancel_topic
 from sinas_server.kernel.runtime import Runtime

@@ -53,7 +53,7 @@ async def run_code(runtime: Runtime, caller: Caller, code: Code, call: CallIdent
 
     With the identity of a tool call, a second call finds the execution of the first, running or ended, and starts
     none. `status` says how it ended; `output_data`, `stdout`, `stderr`, `error` and `traceback` hold what came of it.
-    Canceling the awaiting task leaves it running: see `executions.cancel_executions`. Raises `InvalidError` for code
+    Canceling the awaiting task leaves it running: see `cancel.cancel_executions`. Raises `InvalidError` for code
     that Python cannot parse and for names and files that cannot be used, and `BadRequestError` when nested too deeply.
     """
     row = None if call is None else await execute.of_call(runtime, call)

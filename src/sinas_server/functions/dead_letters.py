@@ -5,8 +5,8 @@ from uuid import UUID
 
 from sqlalchemy import func, null, select, update
 
-from sinas_server.functions.execute import QUEUE
-from sinas_server.functions.tables import ExecutionRow, Status
+from sinas_server.functions.concurrency import admit
+from sinas_server.functions.tables import QUEUE, ExecutionRow, Status
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, NotFoundError
 from sinas_server.kernel.job import wake
@@ -15,6 +15,7 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 
 DEAD = ExecutionRow.dead_at.is_not(None)
+CLEARED = ("dead_at", "completed_at", "started_at", "duration_ms", "lease_until", "called_back_at")
 WHOLE = {"synchronize_session": False}
 
 
@@ -36,12 +37,14 @@ async def retry_dead(db: Db, runtime: Runtime, caller: Caller, execution_id: UUI
     Raises `NotFoundError`, and `ConflictError` for what is no dead letter.
     """
     fresh = {"failures": ExecutionRow.attempt, "max_retries": ExecutionRow.attempt + runtime.settings.queue_max_retries}
-    cleared = dict.fromkeys(("dead_at", "completed_at", "started_at", "duration_ms", "lease_until"), null())
+    cleared = dict.fromkeys(CLEARED, null())
     retried = await db.execute(
         update(ExecutionRow)
         .where(ExecutionRow.id == execution_id, DEAD)
-        .values(status=Status.PENDING, run_at=func.now(), **fresh, **cleared)
-        .returning(ExecutionRow.namespace, ExecutionRow.name),
+        .values(
+            status=Status.PENDING, run_at=func.now(), held=ExecutionRow.max_concurrency.is_not(None), **fresh, **cleared
+        )
+        .returning(ExecutionRow.namespace, ExecutionRow.name, ExecutionRow.function_id, ExecutionRow.held),
         execution_options=WHOLE,
     )
     row = retried.first()
@@ -50,7 +53,8 @@ async def retry_dead(db: Db, runtime: Runtime, caller: Caller, execution_id: UUI
             raise NotFoundError("no such job")
         raise ConflictError("the job is no dead letter")
     await audit(db, caller, "retry", ("execution", str(execution_id)), {"function": f"{row.namespace}/{row.name}"})
-    db.after_commit(lambda: wake(runtime, QUEUE))
+    held = row.function_id if row.held else None
+    db.after_commit(lambda: wake(runtime, QUEUE) if held is None else admit(runtime, held))
 
 
 async def flush_dead(db: Db, caller: Caller) -> int:

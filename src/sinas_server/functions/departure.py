@@ -4,7 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import update
 
-from sinas_server.functions.executions import cancel_executions
+from sinas_server.functions.cancel import cancel_executions
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db

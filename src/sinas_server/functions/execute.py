@@ -1,23 +1,32 @@
 """The one door to running a function: API, agents, webhooks, schedules and hooks start and await executions here."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 from uuid import UUID, uuid4
 
 import orjson
 import structlog
 from pydantic import JsonValue
-from sqlalchemy import Float, Integer, Uuid, bindparam, func, select
+from sqlalchemy import Float, Integer, Row, Select, Text, Uuid, bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
+from sinas_server.functions.concurrency import admit
 from sinas_server.functions.kind import FunctionSpec
-from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
+from sinas_server.functions.tables import QUEUE, Cause, ExecutionRow, Status, Trigger
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import BadRequestError, InvalidError, Location, NotFoundError, UnavailableError
+from sinas_server.kernel.errors import (
+    BadRequestError,
+    ConflictError,
+    InvalidError,
+    Location,
+    NotFoundError,
+    UnavailableError,
+)
 from sinas_server.kernel.job import wake
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
@@ -26,13 +35,14 @@ from sinas_server.kernel.unit import Db
 from sinas_server.kit.schema import violations
 
 log = structlog.get_logger()
-QUEUE = "functions"
 MAX_DEPTH = 8
 """How many executions may wait for each other in a chain."""
 PATIENCE_SECONDS = 60.0
 """How long the one who waits for the end waits at a time."""
 LOOK_SECONDS = 1.0
 """A lost signal delays an answer by at most this."""
+MOST_WOKEN = 20
+"""Wake-ups for many executions asked for at once: a worker that is woken takes as many as it has room for."""
 MAX_NOTE = 1 << 16
 """Bytes of a result that travel with the signal that it is there."""
 
@@ -52,6 +62,13 @@ class Order:
     """A shorter limit than the function's, in seconds."""
     delay_seconds: float = 0
     trigger_id: str | None = None
+    idempotency_key: str | None = None
+    """With the key of an earlier order of the same user for the same function, that one's execution is meant."""
+    callback_url: str | None = None
+    """Who is told the end; checked before."""
+    rerun_of: UUID | None = None
+    batch: tuple[UUID, int] | None = None
+    """The batch it belongs to, and its place there."""
     call: CallIdentity | None = None
     """Of an agent's tool call, which creates at most one execution."""
     location: Location = ("body", "input")
@@ -69,15 +86,28 @@ async def start(db: Db, runtime: Runtime, caller: Caller, function: Resource[Fun
     """Record an execution and wake a worker after this transaction; gives its id.
 
     Whether the caller may execute is asked before, where the function is read. Raises `InvalidError` for an input that
-    breaks the schema, and `BadRequestError` for calls nested too deeply and functions that cannot run here.
+    breaks the schema, `BadRequestError` for calls nested too deeply and functions that cannot run here, and
+    `ConflictError` for a key that was used before with another input.
     """
     values = _checked(runtime, caller, function, order)
     connection = await db.connection()
-    if (await connection.execute(_INSERT, values)).first() is None and order.call is not None:
-        return cast(UUID, (await connection.execute(_BY_CALL, _which(order.call))).one().id)
-    if not order.delay_seconds:
-        db.after_commit(lambda: wake(runtime, QUEUE, _depth(caller, order)))
+    if (await connection.execute(_INSERT, values)).first() is None:
+        return _meant(order, (await connection.execute(*_earlier(order, values))).one())
+    db.after_commit(lambda: _tell(runtime, order, values))
     return order.id
+
+
+async def start_many(
+    db: Db, runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], orders: Sequence[Order]
+) -> None:
+    """Like `start` for each of them, all or none; the error names every input that breaks the schema."""
+    problems = [problem for order in orders for problem in _problems(function.spec, order)]
+    if problems:
+        raise InvalidError(problems, "json_schema")
+    values = [_checked(runtime, caller, function, order) for order in orders]
+    await (await db.connection()).execute(_INSERT_MANY, values)
+    for told in values[:MOST_WOKEN]:
+        db.after_commit(partial(_tell, runtime, orders[0], told))
 
 
 async def start_now(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> UUID:
@@ -86,13 +116,42 @@ async def start_now(runtime: Runtime, caller: Caller, function: Resource[Functio
 
 
 async def store_now(runtime: Runtime, caller: Caller, order: Order, values: dict[str, object]) -> UUID:
-    """Record what `parameters` made, and wake a worker; gives the id of the one there is for the same tool call."""
+    """Record what `parameters` made, and wake a worker; gives the id of the one there is for the same call or key."""
     values["new_input_data"] = orjson.dumps(values["new_input_data"]).decode()
-    if not await runtime.database.direct(_INSERT, values) and order.call is not None:
-        return cast(UUID, (await runtime.database.lookup(_BY_CALL, _which(order.call)))[0].id)
-    if not order.delay_seconds:
-        await wake(runtime, QUEUE, _depth(caller, order))
+    if not await runtime.database.direct(_INSERT, values):
+        return _meant(order, (await runtime.database.lookup(*_earlier(order, values)))[0])
+    await _tell(runtime, order, values)
     return order.id
+
+
+async def _tell(runtime: Runtime, order: Order, values: Mapping[str, object]) -> None:
+    """Have a worker look, unless it is too early."""
+    if order.delay_seconds:
+        return
+    if values["new_held"]:
+        await admit(runtime, cast(UUID, values["new_function_id"]))
+    else:
+        await wake(runtime, QUEUE, cast(int, values["new_depth"]))
+
+
+def _earlier(order: Order, values: Mapping[str, object]) -> tuple[Select[*tuple[object, ...]], dict[str, object]]:
+    """How to find the execution that there is already for an order's call or key."""
+    if order.call is not None:
+        return _BY_CALL, _which(order.call)
+    user, function = values["new_user_id"], values["new_function_id"]
+    return _BY_KEY, {"of_user": user, "of_function": function, "of_key": order.idempotency_key}
+
+
+def _meant(order: Order, earlier: Row[*tuple[object, ...]]) -> UUID:
+    """The execution that there is already, if it is what the order asks for."""
+    same = orjson.dumps(earlier.input_data, option=orjson.OPT_SORT_KEYS) == orjson.dumps(
+        dict(order.input), option=orjson.OPT_SORT_KEYS
+    )
+    if order.call is None and not same:
+        raise ConflictError(
+            f"trigger_id '{order.idempotency_key}' was used before with another input, for execution {earlier.id}"
+        )
+    return cast(UUID, earlier.id)
 
 
 @dataclass(frozen=True)
@@ -145,17 +204,14 @@ _COLUMNS = (
     *("id", "depth", "user_id", "user_email", "api_key_id", "owner_ids", "function_id", "function_owner_id"),
     *("namespace", "name", "version", "trigger_type", "trigger_id", "parent_id", "chat_id", "tool_call_id"),
     *("turn_id", "step", "call_index", "input_data", "timeout", "timeout_from", "max_retries"),
+    *("idempotency_key", "callback_url", "rerun_of", "batch_id", "batch_index", "max_concurrency", "held"),
 )
-_INSERT = (
-    insert(ExecutionRow)
-    .values(
-        {name: bindparam(f"new_{name}", type_=ExecutionRow.__table__.columns[name].type) for name in _COLUMNS}
-        | {"run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("new_delay", type_=Float))}
-    )
-    .on_conflict_do_nothing()
-    .returning(ExecutionRow.id)
+_INSERT_MANY = insert(ExecutionRow).values(
+    {name: bindparam(f"new_{name}", type_=ExecutionRow.__table__.columns[name].type) for name in _COLUMNS}
+    | {"run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("new_delay", type_=Float))}
 )
-"""Gives nothing if the same tool call was started before."""
+_INSERT = _INSERT_MANY.on_conflict_do_nothing().returning(ExecutionRow.id)
+"""Gives nothing if the same tool call was started before, or one with the same key."""
 
 
 def _depth(caller: Caller, order: Order) -> int:
@@ -165,7 +221,9 @@ def _depth(caller: Caller, order: Order) -> int:
 def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> dict[str, object]:
     """The parameters of `_INSERT`."""
     _refuse_unrunnable(function)
-    _check_input(function.spec, order)
+    problems = _problems(function.spec, order)
+    if problems:
+        raise InvalidError(problems, "json_schema")
     own = function.spec.timeout
     usual = (float(own), "function") if own else (runtime.settings.function_timeout, "settings")
     return {
@@ -175,6 +233,8 @@ def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec],
         "new_namespace": function.namespace,
         "new_name": function.name,
         "new_version": function.version,
+        "new_max_concurrency": function.spec.max_concurrency,
+        "new_held": function.spec.max_concurrency is not None,
     }
 
 
@@ -208,6 +268,13 @@ def parameters(caller: Caller, order: Order, usual: tuple[float, str]) -> dict[s
         "new_timeout": timeout,
         "new_timeout_from": timeout_from,
         "new_max_retries": order.retries,
+        "new_idempotency_key": order.idempotency_key,
+        "new_callback_url": order.callback_url,
+        "new_rerun_of": order.rerun_of,
+        "new_batch_id": order.batch[0] if order.batch else None,
+        "new_batch_index": order.batch[1] if order.batch else None,
+        "new_max_concurrency": None,
+        "new_held": False,
         "new_delay": float(order.delay_seconds),
     }
 
@@ -220,10 +287,10 @@ def _refuse_unrunnable(function: Resource[FunctionSpec]) -> None:
         )
 
 
-def _check_input(spec: FunctionSpec, order: Order) -> None:
+def _problems(spec: FunctionSpec, order: Order) -> list[tuple[Location, str]]:
+    """Where an order's input breaks the schema, and why."""
     found = violations(spec.input_schema, dict(order.input))
-    if found:
-        raise InvalidError([((*order.location, *problem.path), problem.message) for problem in found], "json_schema")
+    return [((*order.location, *problem.path), problem.message) for problem in found]
 
 
 async def of_call(runtime: Runtime, call: CallIdentity) -> ExecutionRow | None:
@@ -242,6 +309,11 @@ _BY_CALL = _ROW.where(
     ExecutionRow.turn_id == bindparam("of_turn", type_=Uuid),
     ExecutionRow.step == bindparam("of_step", type_=Integer),
     ExecutionRow.call_index == bindparam("of_index", type_=Integer),
+)
+_BY_KEY = _ROW.where(
+    ExecutionRow.user_id == bindparam("of_user", type_=Uuid),
+    ExecutionRow.function_id == bindparam("of_function", type_=Uuid),
+    ExecutionRow.idempotency_key == bindparam("of_key", type_=Text),
 )
 
 

@@ -31,6 +31,7 @@ from sinas_server.backends.sandbox import (
     Egress,
     Ending,
     Limits,
+    OnOutput,
     Outcome,
     Sandbox,
     SandboxBusy,
@@ -38,9 +39,11 @@ from sinas_server.backends.sandbox import (
     Task,
 )
 from sinas_server.functions.code import LIMIT_NAME, as_function, script_input
-from sinas_server.functions.execute import QUEUE, Standing, topic
+from sinas_server.functions.concurrency import admit
+from sinas_server.functions.execute import Standing, topic
 from sinas_server.functions.kind import FunctionSpec, legacy_entry_point
-from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
+from sinas_server.functions.live_log import LiveLog
+from sinas_server.functions.tables import QUEUE, Cause, ExecutionRow, Status, Trigger
 from sinas_server.identity.execution_grants import closing_grants, mint_grant, opening_grants
 from sinas_server.identity.resolve import Principal
 from sinas_server.kernel.job import Claim, Job, wake
@@ -114,6 +117,7 @@ _FINISH = _ending(
 _RETRY = _ending(
     {
         "started_at": null(),
+        "held": ExecutionRow.max_concurrency.is_not(None),
         "run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("retry_seconds", type_=Float)),
     }
 )
@@ -167,13 +171,16 @@ async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
     begun = await _patiently(lambda: _begin(runtime, claim.row))
     if begun is None:  # canceled, or taken over
         return
+    live_log = LiveLog(runtime, claim.row)
     try:
-        end = await _attempt(runtime, claim, begun)
+        end = await _attempt(runtime, claim, begun, live_log.on_output)
     except SandboxBusy:
         await _patiently(lambda: runtime.database.direct(_PUT_BACK, _ours(claim.row)))
         await wake(runtime, QUEUE, claim.row.depth)
     else:
         await _patiently(lambda: _finish(runtime, claim.row, end))
+    finally:
+        await live_log.close()
 
 
 async def fail(runtime: Runtime, claim: Claim[ExecutionRow], error: str) -> None:
@@ -219,7 +226,7 @@ async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
     return Begun(FunctionSpec.model_validate(FunctionSpec.upgrade(found[0].spec), context=stored), token)
 
 
-async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun) -> End:
+async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun, on_output: OnOutput) -> End:
     """Run the code once, unless that is not safe. Raises `SandboxBusy`."""
     row, function = claim.row, begun.function
     lost = row.attempt - 1 - row.failures
@@ -235,7 +242,7 @@ async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun) -
         return End(cause=Cause.INTERRUPTED, error=error, final=True)
     began = monotonic()
     try:
-        outcome = await _sandbox(runtime).run(_task(runtime, row, function, begun.token))
+        outcome = await _sandbox(runtime).run(_task(runtime, row, function, begun.token), on_output)
     except SandboxUnavailable as error:
         return End(cause=Cause.INTERNAL, error=str(error))
     end = _judged(row, function, outcome)
@@ -332,3 +339,5 @@ async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
     ended = await runtime.database.direct(_RETRY if again else _FINISH, parameters)
     if ended and not again:
         await runtime.signals.signal(topic(row.id), standing.note())
+    if row.max_concurrency is not None and row.function_id is not None:
+        await admit(runtime, row.function_id)

@@ -74,6 +74,12 @@ class FunctionSpec(Spec):
         description="What it may reach: `public` addresses, only those on the `list` (SINAS_ALLOWED_HOSTS), or `none`. "
         "It can be stricter than `FUNCTION_EGRESS`, never laxer; null means the same.",
     )
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="How many of its executions may run at a time, over all workers; the others wait. Null: no limit.",
+    )
     idempotent: bool = Field(
         default=False,
         description="Running it twice does no harm: a call by an agent is repeated when its worker is lost, instead "

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from sinas_server.kernel.tables import Base, Leased, queue_index
 
+QUEUE = "functions"
+
 
 class Status(StrEnum):
     """Where an execution stands."""
@@ -69,6 +71,27 @@ class ExecutionRow(Leased, Base):
         Index("ix_executions_function", "namespace", "name", "created_at"),
         Index("ix_executions_chat", "chat_id", postgresql_where=text("chat_id IS NOT NULL")),
         Index("ix_executions_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+        # A key makes at most one execution, however often and by how many at once it is sent.
+        Index(
+            "uq_executions_key",
+            "user_id",
+            "function_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index("ix_executions_batch", "batch_id", "batch_index", postgresql_where=text("batch_id IS NOT NULL")),
+        Index(
+            "ix_executions_callback",
+            "id",
+            postgresql_where=text("callback_url IS NOT NULL AND called_back_at IS NULL"),
+        ),
+        Index(
+            "ix_executions_limited",
+            "function_id",
+            "run_at",
+            postgresql_where=text("max_concurrency IS NOT NULL AND status IN ('PENDING', 'RUNNING')"),
+        ),
         Index("ix_executions_dead", "dead_at", postgresql_where=text("dead_at IS NOT NULL")),
     )
 
@@ -93,6 +116,12 @@ class ExecutionRow(Leased, Base):
     # By what.
     trigger_type: Mapped[str] = mapped_column(String(16))
     trigger_id: Mapped[str | None]
+    idempotency_key: Mapped[str | None]
+    """The same key of the same user for the same function means this execution, as long as it is kept."""
+    rerun_of: Mapped[UUID | None]
+    """The execution that somebody wanted to have again."""
+    batch_id: Mapped[UUID | None]
+    batch_index: Mapped[int | None]
     parent_id: Mapped[UUID | None]
     """The execution whose code asked for this one."""
     chat_id: Mapped[UUID | None]
@@ -108,6 +137,12 @@ class ExecutionRow(Leased, Base):
     """Whose limit that is: `function`, `request`, `settings` or, of code, `code`."""
     max_retries: Mapped[int | None]
     """How often it is tried again when its code fails, and then is a dead letter; null where somebody is told."""
+
+    max_concurrency: Mapped[int | None]
+    """The limit that its function had when it was asked for; null: none, and it is never held."""
+    callback_url: Mapped[str | None]
+    called_back_at: Mapped[datetime | None]
+    """When the task was queued that tells the end to `callback_url`."""
 
     # What came of it.
     failures: Mapped[int] = mapped_column(server_default=text("0"))

@@ -31,6 +31,9 @@ class ExecutionResponse(BaseModel):
     trigger_type: Trigger = Field(description="What started it.")
     trigger_id: str = Field(description="What the starter calls it; empty if nothing was given.")
     parent_id: UUID | None = Field(description="The execution whose code asked for this one.")
+    rerun_of: UUID | None = Field(description="The execution that this one repeats.")
+    batch_id: UUID | None = Field(description="The batch it belongs to.")
+    callback_url: str | None = Field(description="Where its end is posted.")
     chat_id: UUID | None = Field(description="The chat whose agent called it.")
     tool_call_id: str | None = Field(description="The tool call of that agent.")
     status: Status = Field(description="Where it stands.")
@@ -75,11 +78,50 @@ class FunctionExecuteRequest(BaseModel):
 class FunctionExecuteAsyncRequest(FunctionExecuteRequest):
     """What to run a function with, later."""
 
-    trigger_id: str | None = Field(default=None, max_length=255, description="What you call this execution.")
+    trigger_id: str | None = Field(
+        default=None,
+        max_length=255,
+        description="What you call this execution. The same again, for this function, means the same execution.",
+    )
     delay_seconds: float | None = Field(
         default=None, ge=0, le=7 * 86400, description="How long to wait before it starts; at most a week."
     )
-    callback_url: str | None = Field(default=None, description="Not available in this release: refused if given.")
+    callback_url: str | None = Field(
+        default=None, description="Where the end is posted; its host must be one of `CALLBACK_ALLOWED_HOSTS`."
+    )
+
+
+class FunctionExecuteBatchRequest(BaseModel):
+    """Many inputs for one function."""
+
+    inputs: list[dict[str, JsonValue]] = Field(
+        min_length=1, description="At most 1000; each is what `handler` gets as `input_data`."
+    )
+    timeout: int | None = Field(
+        default=None,
+        ge=1,
+        le=86400,
+        description="A time limit for each in seconds; only one shorter than usual counts.",
+    )
+    trigger_id_prefix: str | None = Field(
+        default=None, max_length=240, description="Each is called so, with a hyphen and its place, counted from 0."
+    )
+    delay_seconds: float | None = Field(
+        default=None, ge=0, le=7 * 86400, description="How long to wait before they start; at most a week."
+    )
+    callback_url: str | None = Field(
+        default=None, description="Where the end of each is posted, as by `/execute/async`."
+    )
+    batch_callback_url: str | None = Field(default=None, description="Where it is posted that all have ended.")
+
+
+class FunctionExecuteBatchResponse(BaseModel):
+    """What to ask for later."""
+
+    batch_id: UUID = Field(description="Ask for it with `GET /batches/{batch_id}`.")
+    execution_ids: list[UUID] = Field(description="The executions, in the order of the inputs.")
+    total: int = Field(description="How many there are.")
+    status: Literal["queued"] = Field(description="Always `queued`.")
 
 
 class FunctionExecuteResponse(BaseModel):
@@ -138,6 +180,9 @@ def execution_view(row: ExecutionRow) -> dict[str, object]:
         "trigger_type": row.trigger_type,
         "trigger_id": row.trigger_id or "",
         "parent_id": row.parent_id,
+        "rerun_of": row.rerun_of,
+        "batch_id": row.batch_id,
+        "callback_url": row.callback_url,
         "chat_id": row.chat_id,
         "tool_call_id": row.tool_call_id,
         "cause": row.cause,

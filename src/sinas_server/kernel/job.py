@@ -96,7 +96,7 @@ def _claiming(table: Any, *, nested_only: bool) -> Executable:
     # What still runs here is not claimed twice: its lease is renewed when the database is back.
     picked = (
         select(table.id, table.status.label("was"))
-        .where(due, table.depth > 0 if nested_only else true())
+        .where(due, ~table.held, table.depth > 0 if nested_only else true())
         .where(table.id != all_(bindparam("running", type_=ARRAY(Uuid))))
         .order_by(table.depth.desc(), table.run_at)
         .limit(bindparam("most", type_=Integer))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+import structlog
 from pydantic import JsonValue
 from sqlalchemy import func, insert, update
 
@@ -14,8 +15,13 @@ from sinas_server.kernel.store import AnyResource
 from sinas_server.kernel.tables import AuditRow, TaskRow
 from sinas_server.kernel.unit import Db
 
+log = structlog.get_logger()
 TASK_QUEUE = "tasks"
 MAX_ATTEMPTS = 8
+
+
+class TryLaterError(Exception):
+    """A task could not be done now, for a reason that lies outside; the message says which."""
 
 
 async def audit(
@@ -46,7 +52,12 @@ async def enqueue(db: Db, runtime: Runtime, task: str, payload: Mapping[str, Jso
 
 async def _run(runtime: Runtime, claim: Claim[TaskRow]) -> None:
     row = claim.row
-    await runtime.tasks[row.name](runtime, row.payload)
+    try:
+        await runtime.tasks[row.name](runtime, row.payload)
+    except TryLaterError as error:
+        log.warning("task could not be done", task=row.name, attempt=row.attempt, reason=str(error))
+        await _fail(runtime, claim, str(error))
+        return
     await runtime.database.rows(
         update(TaskRow)
         .where(TaskRow.id == row.id, TaskRow.attempt == row.attempt, TaskRow.status == "RUNNING")
@@ -55,10 +66,10 @@ async def _run(runtime: Runtime, claim: Claim[TaskRow]) -> None:
 
 
 async def _fail(runtime: Runtime, claim: Claim[TaskRow], error: str) -> None:
-    """Try again later, each time twice as late; after the last attempt the row stays as FAILED."""
+    """Try again later, each time four times as late, over three hours; after that the row stays as FAILED."""
     row = claim.row
     last = row.attempt >= MAX_ATTEMPTS
-    delay = func.make_interval(0, 0, 0, 0, 0, 0, 2**row.attempt)
+    delay = func.make_interval(0, 0, 0, 0, 0, 0, 2 * 4 ** (row.attempt - 1))
     await runtime.database.rows(
         update(TaskRow)
         .where(TaskRow.id == row.id, TaskRow.attempt == row.attempt, TaskRow.status == "RUNNING")

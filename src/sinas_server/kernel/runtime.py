@@ -7,7 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from redis.asyncio import Redis
+from sqlalchemy import Select
 
+from sinas_server.backends.delivery import Receivers
 from sinas_server.backends.llm.open import ModelPool
 from sinas_server.backends.mail import Mailer
 from sinas_server.backends.oidc import OidcProvider
@@ -36,6 +38,16 @@ Departure = Callable[[Db, "Runtime", UUID], Awaitable[None]]
 
 
 @dataclass(frozen=True)
+class BatchMembers:
+    """One sort of work that batches hold, told by the slice that has it."""
+
+    rows: Select[*tuple[Any, ...]]
+    """All members of all batches: `batch_id`, `batch_index`, `id`, `status`, `error`, `chat_id`, `trigger_id`."""
+    cancel: Callable[[Db, "Runtime", UUID], Awaitable[int]]
+    """Cancels what has not ended of a batch, in that transaction: how many members."""
+
+
+@dataclass(frozen=True)
 class Runtime:
     """The parts of a process. `sandbox` exists in function workers only."""
 
@@ -54,6 +66,9 @@ class Runtime:
     models: ModelPool = field(default_factory=ModelPool)
     tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
     departures: tuple[Departure, ...] = ()
+    batch_members: tuple[BatchMembers, ...] = ()
+    receivers: Receivers = field(default_factory=lambda: Receivers(()))
+    """Who may be told the end of what was asked for."""
     oidc: OidcProvider | None = None
     """Whose users may log in, if `OIDC_ISSUER` names someone."""
     sandbox: Sandbox | None = None

@@ -163,6 +163,8 @@ class Leased:
     run_at: Mapped[datetime] = mapped_column(server_default=func.now())
     lease_until: Mapped[datetime | None]
     worker: Mapped[str | None] = mapped_column(String(255))
+    held: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Not to be claimed yet: it waits until there is room for it among others of its sort."""
     depth: Mapped[int] = mapped_column(server_default=text("0"))
     """How many waiting ancestors hold a slot: work with depth > 0 passes the slot limit, or they would deadlock."""
 
@@ -172,8 +174,27 @@ def queue_index(table: str) -> Index:
     return Index(
         f"ix_{table}_queue",
         "run_at",
-        postgresql_where=text("status IN ('PENDING', 'RUNNING')"),
+        postgresql_where=text("status IN ('PENDING', 'RUNNING') AND NOT held"),
     )
+
+
+class BatchRow(Base):
+    """Jobs asked for at once. They name it, and are inserted in its own transaction."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("ix_batches_open", "created_at", postgresql_where=text("finished_at IS NULL")),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    user_id: Mapped[UUID] = mapped_column(index=True)
+    resource: Mapped[str] = mapped_column(String(64))
+    """Whose permissions count for who reads and cancels it: `executions` or `chats`."""
+    target: Mapped[str]
+    """`namespace/name` of what runs."""
+    total: Mapped[int]
+    callback_url: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+    """When it was noticed that all of them have ended."""
 
 
 class TaskRow(Leased, Base):

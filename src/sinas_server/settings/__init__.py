@@ -41,6 +41,8 @@ class Settings(WorkSettings, AgentSettings, FunctionSettings, PeopleSettings, Se
             raise ValueError("SANDBOX_MIN_IDLE must not be greater than SANDBOX_MAX_SIZE")
         if self.auto_apply_config and self.config_file is None:
             raise ValueError("AUTO_APPLY_CONFIG needs CONFIG_FILE")
+        if self.callback_allowed_hosts and self.callback_secret is None:
+            raise ValueError("CALLBACK_ALLOWED_HOSTS needs CALLBACK_SECRET")
         if self.oidc_issuer and not self.oidc_client_id:
             raise ValueError("OIDC_ISSUER needs OIDC_CLIENT_ID")
         if "openid" not in self.oidc_scopes.split():

@@ -23,6 +23,19 @@ def check_fernet_keys(value: SecretStr) -> SecretStr:
     return value
 
 
+def check_signing_secrets(value: SecretStr) -> SecretStr:
+    """Secrets as Standard Webhooks writes them, by commas. Raises `ValueError`."""
+    for secret in value.get_secret_value().split(","):
+        mark, _, encoded = secret.strip().partition("_")
+        try:
+            key = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if mark != "whsec" or not 24 <= len(key) <= 64:
+            raise ValueError("each secret must be whsec_ and 24 to 64 bytes in base64")
+    return value
+
+
 def check_postgres_url(value: SecretStr) -> SecretStr:
     """The address of a PostgreSQL. Raises `ValueError`."""
     from sqlalchemy.engine import make_url  # lazy: commands that only talk to a server need no SQLAlchemy

@@ -1,9 +1,12 @@
 """Processes, queues, and declared resources."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings
+
+from sinas_server.settings.checks import Names, check_signing_secrets
 
 
 class WorkSettings(BaseSettings):
@@ -30,6 +33,20 @@ class WorkSettings(BaseSettings):
     queue_agent_concurrency: int = Field(5, ge=1, description="Turns at the same time in one worker.")
     queue_max_retries: int = Field(3, ge=0, description="Retries of a failed job before it is a dead letter.")
     queue_retry_delay: float = Field(10, ge=0, description="Seconds between retries.")
+    execution_retention_days: int = Field(
+        90, ge=1, description="Days for which executions that have ended are kept, with their results and output."
+    )
+    callback_allowed_hosts: Names = Field(
+        (),
+        description="Comma-separated host names (`*.example.com` for all below), addresses or networks that "
+        "`callback_url` may lead to, each with an optional `:port`; `*` allows every public address. What is listed "
+        "may be private; cloud metadata addresses never. Empty: callbacks are refused.",
+    )
+    callback_secret: Annotated[SecretStr, AfterValidator(check_signing_secrets)] | None = Field(
+        None,
+        description="Secret that signs callbacks, as Standard Webhooks writes it: `whsec_` and 24 to 64 bytes in "
+        "base64. Of a comma-separated list, each signs. Needed with `CALLBACK_ALLOWED_HOSTS`.",
+    )
     job_lease_seconds: float = Field(
         15, ge=3, description="Seconds without a sign of life after which a job is given to another worker."
     )

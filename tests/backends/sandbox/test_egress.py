@@ -9,9 +9,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from sinas_server.backends.net import Address
+from sinas_server.backends.net import Address, parse_rule
 from sinas_server.backends.sandbox import Ending, Outcome, Sandbox
-from sinas_server.backends.sandbox.egress import Policy, RefusedError, make_policy, parse_rule
+from sinas_server.backends.sandbox.egress import Policy, RefusedError, make_policy
 from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
 from sinas_server.backends.sandbox.native import sandbox as driver
 from tests.backends.sandbox.conftest import PACKAGES, task
@@ -269,7 +269,7 @@ async def test_allow_list(entry: str, host: str, port: int, reached: bool) -> No
 
 
 async def test_the_machines_own_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sinas_server.backends.sandbox.egress._is_ours", lambda address: True)
+    monkeypatch.setattr("sinas_server.backends.net._is_ours", lambda address: True)
     with pytest.raises(RefusedError, match=r"8\.8\.8\.8 is an address of this machine"):
         await policy().addresses("public", "public.test", 5432)
 

@@ -9,10 +9,19 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
-from sinas_server.backends.net import METADATA_NAMES, Address, embedded_ipv4, refuse_metadata, resolve
+from sinas_server.backends.net import (
+    METADATA_NAMES,
+    Address,
+    Rule,
+    embedded_ipv4,
+    literal,
+    parse_rule,
+    refuse_metadata,
+    refuse_private,
+    resolve,
+)
 from sinas_server.backends.sandbox import Egress
 
 HEAD_SECONDS = 10.0
@@ -27,45 +36,6 @@ Resolve = Callable[[str, int], Awaitable[list[Address]]]
 
 class RefusedError(Exception):
     """The policy does not allow it; the message says what and why."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One entry of the allow-list."""
-
-    host: str
-    """Lower case; empty for a network."""
-    below: bool
-    """Also every name below the host."""
-    network: IPv4Network | IPv6Network | None
-    port: int | None
-
-    def names(self, host: str, port: int) -> bool:
-        """Whether the entry names this host."""
-        if not self.host or self.port not in {None, port}:
-            return False
-        return host.endswith(f".{self.host}") if self.below else host == self.host
-
-    def holds(self, address: Address, port: int) -> bool:
-        """Whether the entry holds this address."""
-        return self.network is not None and self.port in {None, port} and address in self.network
-
-
-def parse_rule(text: str) -> Rule:
-    """`api.example.com`, `*.example.com`, `10.0.0.5`, `10.1.0.0/16` or `[fd00::]/8`, with an optional `:port`.
-
-    Raises `ValueError`.
-    """
-    entry, port = text.strip().lower(), None
-    if entry.count(":") == 1 or "]:" in entry:
-        entry, _, number = entry.rpartition(":")
-        port = int(number)
-    entry = entry.replace("[", "").replace("]", "")
-    if not entry:
-        raise ValueError(f"{text!r} names no host")
-    with contextlib.suppress(ValueError):
-        return Rule("", False, ip_network(entry, strict=False), port)
-    return Rule(entry.removeprefix("*.").rstrip("."), entry.startswith("*."), None, port)
 
 
 @dataclass(frozen=True)
@@ -93,10 +63,10 @@ class Policy:
         if host in METADATA_NAMES:
             raise RefusedError(f"{host} may not be reached: it is a cloud metadata address")
         named = any(rule.names(host, port) or (port == 0 and rule.names(host, rule.port or 0)) for rule in self.rules)
-        literal = _literal(host)
-        if egress == "none" or (egress == "list" and not named and literal is None):
+        given = literal(host)
+        if egress == "none" or (egress == "list" and not named and given is None):
             raise RefusedError(f"egress to {host} is not permitted: this function's egress is `{egress}`")
-        found = [literal] if literal is not None else await self.resolve(host, port)
+        found = [given] if given is not None else await self.resolve(host, port)
         reasons: list[str] = []
         allowed: list[Address] = []
         for address in found:
@@ -117,9 +87,7 @@ class Policy:
             return None
         if egress == "list":
             return "not on the list of allowed hosts"
-        if not address.is_global or address.is_multicast:
-            return "not a public address"
-        return "an address of this machine" if _is_ours(address) else None
+        return refuse_private(address)
 
 
 def make_policy(
@@ -128,22 +96,6 @@ def make_policy(
     """The policy from settings. Raises `ValueError` for an entry that is not a host."""
     hosts = frozenset((host, int(port)) for host, _, port in (entry.rpartition(":") for entry in platform_hosts))
     return Policy(tuple(parse_rule(entry) for entry in allowed_hosts), hosts, platform_port, look_up)
-
-
-def _literal(host: str) -> Address | None:
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
-
-
-def _is_ours(address: Address) -> bool:
-    """Whether the address belongs to this machine: only such an address can be bound."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.bind((str(address), 0))
-        return True
-    return False
 
 
 class EgressProxy:

@@ -1,0 +1,162 @@
+"""What executions print, as it is printed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import update
+
+from sinas_server.backends.stream import START, Position
+from sinas_server.functions.live_log import follow
+from sinas_server.functions.tables import ExecutionRow
+from sinas_server.kernel.job import Worker
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.settings import Settings
+from tests.functions.conftest import Declare, Json, until
+from tests.functions.test_executions import record
+from tests.functions.test_recovery import queue
+from tests.people import Person, make_person
+
+PRINTS = """
+import sys, time
+def handler(input_data, context):
+    print("first")
+    print("warned", file=sys.stderr)
+    time.sleep(input_data.get("seconds", 0))
+    print("last", end="")
+    if input_data.get("fails"):
+        raise ValueError("no")
+"""
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"queue_retry_delay": 0.0, "queue_max_retries": 1})
+
+
+def parsed(block: bytes) -> Json:
+    """The data of an event, with its id; of a comment nothing."""
+    lines = dict(line.split(": ", 1) for line in block.decode().splitlines() if ": " in line and line[0] != ":")
+    return {"id": lines.get("id"), **json.loads(lines["data"])} if "data" in lines else {}
+
+
+async def events(runtime: Runtime, execution_id: str, after: Position = START) -> AsyncIterator[Json]:
+    async with asyncio.timeout(60):
+        async for block in follow(runtime, UUID(execution_id), after):
+            if event := parsed(block):
+                yield event
+
+
+def texts(found: list[Json]) -> dict[str, str]:
+    return {
+        name: "".join(event["output"] for event in found if event["type"] == "log" and event["stream"] == name)
+        for name in ("stdout", "stderr")
+    }
+
+
+async def test_it_is_followed_as_it_is_printed(
+    runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
+) -> None:
+    await declare("prints", PRINTS)
+    execution_id = await queue(user, "prints", {"seconds": 4})
+    found: list[Json] = []
+    async for event in events(runtime, execution_id):
+        if not found:  # long before the end
+            assert (await user.http.get(f"/executions/{execution_id}")).json()["status"] == "RUNNING"
+            so_far = (await user.http.get(f"/executions/{execution_id}/logs")).json()
+            assert (so_far["stdout"], so_far["complete"], so_far["attempt"]) == ("first\n", False, 1)
+        found.append(event)
+    assert texts(found) == {"stdout": "first\nlast", "stderr": "warned\n"}
+    assert (found[-1]["type"], found[-1]["status"], found[-1]["error"]) == ("done", "COMPLETED", None)
+    logs = (await user.http.get(f"/executions/{execution_id}/logs")).json()
+    assert (logs["stdout"], logs["stderr"], logs["complete"]) == ("first\nlast", "warned\n", True)
+    again = [event async for event in events(runtime, execution_id)]
+    assert texts(again) == texts(found)
+
+
+async def test_a_late_reader_gets_all_and_a_returning_one_the_rest(
+    runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
+) -> None:
+    await declare("prints", PRINTS)
+    execution_id = await queue(user, "prints", {"seconds": 5})
+    first = await anext(events(runtime, execution_id))
+    rest = [event async for event in events(runtime, execution_id, Position.parse(first["id"]))]
+    assert first["output"] not in [event.get("output") for event in rest]
+    assert texts([first, *rest]) == {"stdout": "first\nlast", "stderr": "warned\n"}
+
+
+async def test_redis_forgets_in_the_middle(
+    runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
+) -> None:
+    await declare("prints", PRINTS)
+    execution_id = await queue(user, "prints", {"seconds": 3})
+    found: list[Json] = []
+    async for event in events(runtime, execution_id):
+        if not found:
+            await runtime.redis.flushdb()
+        found.append(event)
+    assert texts(found) == {"stdout": "first\nlast", "stderr": "warned\n"}
+
+
+async def test_another_attempt_begins_anew(
+    runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
+) -> None:
+    await declare("prints", PRINTS)
+    execution_id = await queue(user, "prints", {"seconds": 2, "fails": True})
+    found = [event async for event in events(runtime, execution_id)]
+    [restart] = [index for index, event in enumerate(found) if event["type"] == "restart"]
+    assert found[restart]["attempt"] == 2
+    assert texts(found[restart:]) == {"stdout": "first\nlast", "stderr": "warned\n"}
+    assert (found[-1]["status"], found[-1]["error"]) == ("FAILED", "ValueError: no")
+
+
+async def test_nothing_is_published_that_nobody_watches(
+    runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
+) -> None:
+    await declare("prints", PRINTS)
+    await until(user, await queue(user, "prints"), "COMPLETED")
+    assert await runtime.redis.keys("*execution-log*") == []
+
+
+async def test_the_end_of_one_that_prints_nothing(runtime: Runtime, user: Person, declare: Declare) -> None:
+    await declare("f")
+    execution_id = await queue(user, "f")
+    reading = asyncio.ensure_future(anext(events(runtime, execution_id)))
+    await asyncio.sleep(0.1)
+    await user.http.post(f"/executions/{execution_id}/cancel")
+    assert (await reading)["status"] == "CANCELLED"
+
+
+async def test_a_position_of_what_is_gone_is_begun_anew(runtime: Runtime, user: Person) -> None:
+    execution_id = await record(runtime, user, stdout="abc", stderr="x", attempt=2)
+    found = [event async for event in events(runtime, execution_id, Position(2, 2))]
+    assert texts(found) == {"stdout": "abc", "stderr": "x"}
+    deleted = [event async for event in events(runtime, str(uuid4()))]
+    assert [event["type"] for event in deleted] == ["error"]
+
+
+async def test_over_http(runtime: Runtime, app: FastAPI, user: Person, client: httpx2.AsyncClient) -> None:
+    execution_id = await record(runtime, user, stdout="abc", attempt=1)
+    path = f"/executions/{execution_id}/logs/stream"
+    answer = await user.http.get(path)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert [parsed(block.encode())["type"] for block in answer.text.split("\n\n") if block] == ["log", "done"]
+    assert (await user.http.get(path, headers={"Last-Event-ID": "x"})).status_code == 422
+    assert (await client.get(path)).status_code == 401
+    other = await make_person(runtime, app, ["Users"])
+    async with other.http:
+        for hidden in (path, path.removesuffix("/stream"), f"/executions/{execution_id}/tree"):
+            assert (await other.http.get(hidden)).status_code == 404
+
+
+async def test_a_running_one_without_a_worker_tells_what_is_stored(runtime: Runtime, user: Person) -> None:
+    execution_id = await record(runtime, user, status="RUNNING")
+    logs = (await user.http.get(f"/executions/{execution_id}/logs")).json()
+    assert (logs["stdout"], logs["complete"]) == ("", False)
+    await runtime.database.rows(update(ExecutionRow).values(status="COMPLETED", stdout="x"))
+    assert (await user.http.get(f"/executions/{execution_id}/logs")).json()["stdout"] == "x"
