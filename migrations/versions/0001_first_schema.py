@@ -27,6 +27,22 @@ def upgrade() -> None:
     op.create_index("ix_audit_at", "audit_log", ["at"], unique=False)
     op.create_index("ix_audit_target", "audit_log", ["target_kind", "target"], unique=False)
     op.create_table(
+        "batches",
+        sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("resource", sa.String(length=64), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("total", sa.Integer(), nullable=False),
+        sa.Column("callback_url", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index(
+        "ix_batches_open", "batches", ["created_at"], unique=False, postgresql_where=sa.text("finished_at IS NULL")
+    )
+    op.create_index(op.f("ix_batches_user_id"), "batches", ["user_id"], unique=False)
+    op.create_table(
         "budgets",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
@@ -95,6 +111,10 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("trigger_type", sa.String(length=16), nullable=False),
         sa.Column("trigger_id", sa.Text(), nullable=True),
+        sa.Column("idempotency_key", sa.Text(), nullable=True),
+        sa.Column("rerun_of", sa.Uuid(), nullable=True),
+        sa.Column("batch_id", sa.Uuid(), nullable=True),
+        sa.Column("batch_index", sa.Integer(), nullable=True),
         sa.Column("parent_id", sa.Uuid(), nullable=True),
         sa.Column("chat_id", sa.Uuid(), nullable=True),
         sa.Column("tool_call_id", sa.Text(), nullable=True),
@@ -105,6 +125,9 @@ def upgrade() -> None:
         sa.Column("timeout", sa.Double(), nullable=False),
         sa.Column("timeout_from", sa.String(length=16), nullable=False),
         sa.Column("max_retries", sa.Integer(), nullable=True),
+        sa.Column("max_concurrency", sa.Integer(), nullable=True),
+        sa.Column("callback_url", sa.Text(), nullable=True),
+        sa.Column("called_back_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("output_data", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("cause", sa.String(length=16), nullable=True),
@@ -122,8 +145,23 @@ def upgrade() -> None:
         sa.Column("run_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("worker", sa.String(length=255), nullable=True),
+        sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("depth", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index(
+        "ix_executions_batch",
+        "executions",
+        ["batch_id", "batch_index"],
+        unique=False,
+        postgresql_where=sa.text("batch_id IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_executions_callback",
+        "executions",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("callback_url IS NOT NULL AND called_back_at IS NULL"),
     )
     op.create_index(
         "ix_executions_chat", "executions", ["chat_id"], unique=False, postgresql_where=sa.text("chat_id IS NOT NULL")
@@ -133,6 +171,13 @@ def upgrade() -> None:
         "ix_executions_dead", "executions", ["dead_at"], unique=False, postgresql_where=sa.text("dead_at IS NOT NULL")
     )
     op.create_index("ix_executions_function", "executions", ["namespace", "name", "created_at"], unique=False)
+    op.create_index(
+        "ix_executions_limited",
+        "executions",
+        ["function_id", "run_at"],
+        unique=False,
+        postgresql_where=sa.text("max_concurrency IS NOT NULL AND status IN ('PENDING', 'RUNNING')"),
+    )
     op.create_index(
         "ix_executions_parent",
         "executions",
@@ -145,7 +190,7 @@ def upgrade() -> None:
         "executions",
         ["run_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
     )
     op.create_index("ix_executions_user", "executions", ["user_id", "created_at"], unique=False)
     op.create_index(
@@ -154,6 +199,13 @@ def upgrade() -> None:
         ["turn_id", "step", "call_index"],
         unique=True,
         postgresql_where=sa.text("turn_id IS NOT NULL"),
+    )
+    op.create_index(
+        "uq_executions_key",
+        "executions",
+        ["user_id", "function_id", "idempotency_key"],
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     )
     op.create_table(
         "otp_sessions",
@@ -238,6 +290,7 @@ def upgrade() -> None:
         sa.Column("run_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("worker", sa.String(length=255), nullable=True),
+        sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("depth", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
@@ -246,7 +299,7 @@ def upgrade() -> None:
         "tasks",
         ["run_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
     )
     op.create_table(
         "usage",
@@ -458,6 +511,7 @@ def upgrade() -> None:
         sa.Column("run_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("worker", sa.String(length=255), nullable=True),
+        sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("depth", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
@@ -476,7 +530,7 @@ def upgrade() -> None:
         "turns",
         ["run_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
     )
     op.create_index(
         "ix_turns_unsettled",
@@ -613,7 +667,9 @@ def downgrade() -> None:
         table_name="turns",
         postgresql_where=sa.text("status = 'CANCELLED' AND finished_at IS NULL"),
     )
-    op.drop_index("ix_turns_queue", table_name="turns", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"))
+    op.drop_index(
+        "ix_turns_queue", table_name="turns", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held")
+    )
     op.drop_index("ix_turns_parent", table_name="turns", postgresql_where=sa.text("parent_turn_id IS NOT NULL"))
     op.drop_index("ix_turns_created", table_name="turns")
     op.drop_index("ix_turns_chat", table_name="turns")
@@ -643,7 +699,9 @@ def downgrade() -> None:
     op.drop_index("ix_usage_api_key", table_name="usage")
     op.drop_index("ix_usage_agent", table_name="usage")
     op.drop_table("usage")
-    op.drop_index("ix_tasks_queue", table_name="tasks", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')"))
+    op.drop_index(
+        "ix_tasks_queue", table_name="tasks", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held")
+    )
     op.drop_table("tasks")
     op.drop_table("seeds")
     op.drop_index(op.f("ix_roles_email_domain"), table_name="roles")
@@ -654,16 +712,30 @@ def downgrade() -> None:
     op.drop_table("resources")
     op.drop_index("ix_otp_sessions_expires", table_name="otp_sessions")
     op.drop_table("otp_sessions")
+    op.drop_index("uq_executions_key", table_name="executions", postgresql_where=sa.text("idempotency_key IS NOT NULL"))
     op.drop_index("uq_executions_call", table_name="executions", postgresql_where=sa.text("turn_id IS NOT NULL"))
     op.drop_index("ix_executions_user", table_name="executions")
     op.drop_index(
-        "ix_executions_queue", table_name="executions", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING')")
+        "ix_executions_queue",
+        table_name="executions",
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
     )
     op.drop_index("ix_executions_parent", table_name="executions", postgresql_where=sa.text("parent_id IS NOT NULL"))
+    op.drop_index(
+        "ix_executions_limited",
+        table_name="executions",
+        postgresql_where=sa.text("max_concurrency IS NOT NULL AND status IN ('PENDING', 'RUNNING')"),
+    )
     op.drop_index("ix_executions_function", table_name="executions")
     op.drop_index("ix_executions_dead", table_name="executions", postgresql_where=sa.text("dead_at IS NOT NULL"))
     op.drop_index("ix_executions_created", table_name="executions")
     op.drop_index("ix_executions_chat", table_name="executions", postgresql_where=sa.text("chat_id IS NOT NULL"))
+    op.drop_index(
+        "ix_executions_callback",
+        table_name="executions",
+        postgresql_where=sa.text("callback_url IS NOT NULL AND called_back_at IS NULL"),
+    )
+    op.drop_index("ix_executions_batch", table_name="executions", postgresql_where=sa.text("batch_id IS NOT NULL"))
     op.drop_table("executions")
     op.drop_index(
         "uq_chats_session", table_name="chats", postgresql_where=sa.text("session_key IS NOT NULL AND NOT archived")
@@ -674,6 +746,9 @@ def downgrade() -> None:
     op.drop_table("chats")
     op.drop_index("ix_budgets_subject", table_name="budgets")
     op.drop_table("budgets")
+    op.drop_index(op.f("ix_batches_user_id"), table_name="batches")
+    op.drop_index("ix_batches_open", table_name="batches", postgresql_where=sa.text("finished_at IS NULL"))
+    op.drop_table("batches")
     op.drop_index("ix_audit_target", table_name="audit_log")
     op.drop_index("ix_audit_at", table_name="audit_log")
     op.drop_index("ix_audit_actor", table_name="audit_log")

@@ -50,6 +50,11 @@ FUNCTIONS = {"once": False, "again": True}
 """Name → whether it is idempotent."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many executions `test_kills.py` has run; known when these tests are asked for by their path."""
+    parser.addoption("--executions", type=int, default=300, help="executions through kills of workers at random")
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

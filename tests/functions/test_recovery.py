@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from sinas_server.backends.sandbox import Ending, OnOutput, Outcome, Task
+from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
 from sinas_server.functions import execute
 from sinas_server.functions.execute import Order
 from sinas_server.functions.jobs import EXECUTION_JOB, MAX_LOST
@@ -258,3 +259,24 @@ async def test_a_function_may_be_stricter_than_the_operator(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert [task.egress for task in asked] == [holds]
+
+
+async def test_who_finds_no_free_sandbox_waits_on(runtime: Runtime, user: Person, declare: Declare) -> None:
+    """One sandbox for two callers, the second of whom waits longer than one worker waits for a sandbox."""
+    await declare("sleeps", SLEEP)
+    sandbox = open_sandbox(SandboxConfig(min_size=1, min_idle=0, max_size=1, acquire_timeout=0.3))
+    await sandbox.start()
+    made = Worker(dataclasses.replace(runtime, sandbox=sandbox, worker_name="small"), EXECUTION_JOB, 2)
+    task = asyncio.create_task(made.run())
+    body = {"input": {"seconds": 1.5}}
+    answers = await asyncio.gather(
+        *(user.http.post("/functions/default/sleeps/execute", json=body, timeout=90) for _ in range(2))
+    )
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await sandbox.close()
+    assert [answer.json()["status"] for answer in answers] == ["success", "success"]
+    rows = await runtime.database.rows(select(ExecutionRow.attempt, ExecutionRow.failures, ExecutionRow.max_retries))
+    assert max(row.attempt for row in rows) > 1
+    assert {(row.attempt - row.failures, row.max_retries) for row in rows} == {(1, None)}
+    assert await runtime.database.rows(select(ExecutionGrantRow.execution_id)) == []

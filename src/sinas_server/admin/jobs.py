@@ -6,13 +6,14 @@ from datetime import timedelta
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, literal_column, select
+from sqlalchemy.orm import defer
 
 from sinas_server.chats.stop import await_stop, stop_turn
 from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.chats.tables import Status as TurnStatus
 from sinas_server.functions.cancel import cancel_executions
-from sinas_server.functions.tables import ExecutionRow
+from sinas_server.functions.tables import LARGE, ExecutionRow
 from sinas_server.functions.views import JOB_STATES
 from sinas_server.kernel.errors import ConflictError, NotFoundError
 from sinas_server.kernel.runtime import Runtime
@@ -52,12 +53,25 @@ QUEUES = (FUNCTIONS, AGENTS)
 STATES = tuple(JOB_STATES.values())
 
 
+def _open(table: type[ExecutionRow] | type[TurnRow]) -> list[ColumnElement[bool]]:
+    """What is queued or running, in parts that each have an index; the statuses are in the text for its sake."""
+    open_ones = table.status.in_([literal_column("'PENDING'"), literal_column("'RUNNING'")])
+    parts: list[ColumnElement[bool]] = [open_ones & ~table.held]
+    if table is ExecutionRow:
+        parts.append(open_ones & table.held & ExecutionRow.max_concurrency.is_not(None))
+    return parts
+
+
 async def count_pending(db: Db) -> dict[str, int]:
-    """How many jobs are due and wait for a worker, by queue."""
+    """How many jobs are due and wait for a worker or for room, by queue."""
     counts = {}
     for queue in QUEUES:
-        due = select(func.count()).where(queue.table.status == "PENDING", queue.table.run_at <= func.now())
-        counts[queue.name] = (await db.execute(due)).scalar_one()
+        table = queue.table
+        due = [
+            select(func.count()).where(part, table.status == "PENDING", table.run_at <= func.now())
+            for part in _open(table)
+        ]
+        counts[queue.name] = sum([(await db.execute(query)).scalar_one() for query in due])
     return counts
 
 
@@ -66,9 +80,9 @@ async def count_jobs(db: Db) -> dict[str, int]:
     counts = dict.fromkeys(STATES, 0)
     for queue in QUEUES:
         table = queue.table
-        found = select(table.status, func.count()).group_by(table.status)
-        live = table.status.in_(("PENDING", "RUNNING"))
-        for query in (found.where(live), found.where(~live, table.created_at >= func.now() - COUNTED)):
+        recent = table.status.not_in(("PENDING", "RUNNING")) & (table.created_at >= func.now() - COUNTED)
+        for part in (*_open(table), recent):
+            query = select(table.status, func.count()).where(part).group_by(table.status)
             for status, count in await db.execute(query):
                 counts[queue.states[status]] += count
     return counts
@@ -81,7 +95,7 @@ async def list_jobs(db: Db, state: str | None, limit: int) -> list[Job]:
 
 
 async def _executions(db: Db, state: str | None, limit: int) -> list[Job]:
-    query = select(ExecutionRow).order_by(ExecutionRow.created_at.desc()).limit(limit)
+    query = select(ExecutionRow).options(*map(defer, LARGE)).order_by(ExecutionRow.created_at.desc()).limit(limit)
     if state is not None:
         query = query.where(ExecutionRow.status.in_(_statuses(FUNCTIONS, state)))
     return [
@@ -166,10 +180,10 @@ async def cancel_stuck(runtime: Runtime) -> int:
     """Cancel what has been running for longer than `STUCK`: how many jobs that were."""
     async with runtime.database.unit() as db:
         since = func.coalesce(ExecutionRow.started_at, ExecutionRow.run_at)
-        stuck = (ExecutionRow.status == "RUNNING") & (since < func.now() - STUCK)
+        stuck = (ExecutionRow.status == "RUNNING") & ~ExecutionRow.held & (since < func.now() - STUCK)
         canceled = len(await cancel_executions(db, runtime, stuck))
         turns = await db.scalars(
-            select(TurnRow.id).where(TurnRow.status == "RUNNING", TurnRow.run_at < func.now() - STUCK)
+            select(TurnRow.id).where(TurnRow.status == "RUNNING", ~TurnRow.held, TurnRow.run_at < func.now() - STUCK)
         )
     for turn_id in turns.all():
         try:

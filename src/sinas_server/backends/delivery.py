@@ -72,9 +72,9 @@ class Receivers:
         address = literal(host)
         if address is not None:
             reason = self.refusal(host, port)(address)
-            return None if reason is None else f"must not lead to {host}: {reason}"
+            return None if reason is None else f"must not lead to {host}, port {port}: {reason}"
         if not self._anyone and not self._named(host, port):
-            return f"must not lead to {host}: CALLBACK_ALLOWED_HOSTS does not list it"
+            return f"must not lead to {host}, port {port}: CALLBACK_ALLOWED_HOSTS does not list it"
         return None
 
     def _named(self, host: str, port: int) -> bool:

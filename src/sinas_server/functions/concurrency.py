@@ -6,7 +6,7 @@ once, when another one ends, or, if a process died in between, by the loop. Clai
 
 from uuid import UUID
 
-from sqlalchemy import Integer, cast, func, select, update
+from sqlalchemy import ColumnElement, Integer, cast, func, literal_column, select, update
 
 from sinas_server.functions.tables import QUEUE, ExecutionRow
 from sinas_server.kernel.job import wake
@@ -15,7 +15,11 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import ResourceRow
 
 EVERY_SECONDS = 1.0
-_WAITS = (ExecutionRow.held, ExecutionRow.status == "PENDING", ExecutionRow.run_at <= func.now())
+# In the text of the statements, or they could not use the index of limited ones.
+_PENDING: ColumnElement[str] = literal_column("'PENDING'")
+_RUNNING: ColumnElement[str] = literal_column("'RUNNING'")
+_LIMITED = ExecutionRow.max_concurrency.is_not(None)
+_WAITS = (_LIMITED, ExecutionRow.held, ExecutionRow.status == _PENDING, ExecutionRow.run_at <= func.now())
 
 
 async def admit(runtime: Runtime, function_id: UUID) -> None:
@@ -24,7 +28,7 @@ async def admit(runtime: Runtime, function_id: UUID) -> None:
     Those that others wait for come first, like in every queue. The lock on the function's row makes processes take
     turns, so that none counts what another one is just admitting.
     """
-    of_function = (ExecutionRow.function_id == function_id, ExecutionRow.max_concurrency.is_not(None))
+    of_function = ExecutionRow.function_id == function_id
     async with runtime.database.unit() as db:
         limit = await db.scalar(
             select(cast(ResourceRow.spec["max_concurrency"].as_string(), Integer))
@@ -32,10 +36,10 @@ async def admit(runtime: Runtime, function_id: UUID) -> None:
             .with_for_update(key_share=True)
         )
         busy = select(func.count()).where(
-            *of_function, ~ExecutionRow.held, ExecutionRow.status.in_(("PENDING", "RUNNING"))
+            of_function, _LIMITED, ~ExecutionRow.held, ExecutionRow.status.in_([_PENDING, _RUNNING])
         )
         room = None if limit is None else max(0, limit - (await db.execute(busy)).scalar_one())
-        first = select(ExecutionRow.id).where(*of_function, *_WAITS)
+        first = select(ExecutionRow.id).where(of_function, *_WAITS)
         first = first.order_by(ExecutionRow.depth.desc(), ExecutionRow.run_at).limit(room)
         admitted = await db.execute(
             update(ExecutionRow).where(ExecutionRow.id.in_(first)).values(held=False).returning(ExecutionRow.depth),

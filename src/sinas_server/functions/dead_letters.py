@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import func, null, select, update
+from sqlalchemy.orm import defer
 
 from sinas_server.functions.concurrency import admit
-from sinas_server.functions.tables import QUEUE, ExecutionRow, Status
+from sinas_server.functions.tables import LARGE, QUEUE, ExecutionRow, Status
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, NotFoundError
 from sinas_server.kernel.job import wake
@@ -21,7 +22,12 @@ WHOLE = {"synchronize_session": False}
 
 async def list_dead(db: Db, skip: int, limit: int) -> Sequence[ExecutionRow]:
     """Dead letters, the newest first."""
-    query = select(ExecutionRow).where(DEAD).order_by(ExecutionRow.dead_at.desc(), ExecutionRow.id)
+    query = (
+        select(ExecutionRow)
+        .options(*map(defer, LARGE))
+        .where(DEAD)
+        .order_by(ExecutionRow.dead_at.desc(), ExecutionRow.id)
+    )
     return (await db.scalars(query.offset(skip).limit(limit))).all()
 
 

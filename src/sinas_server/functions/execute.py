@@ -106,7 +106,8 @@ async def start_many(
         raise InvalidError(problems, "json_schema")
     values = [_checked(runtime, caller, function, order) for order in orders]
     await (await db.connection()).execute(_INSERT_MANY, values)
-    for told in values[:MOST_WOKEN]:
+    is_limited = function.spec.max_concurrency is not None
+    for told in values[: 1 if is_limited else MOST_WOKEN]:
         db.after_commit(partial(_tell, runtime, orders[0], told))
 
 

@@ -78,7 +78,8 @@ class FunctionSpec(Spec):
         default=None,
         ge=1,
         le=10_000,
-        description="How many of its executions may run at a time, over all workers; the others wait. Null: no limit.",
+        description="How many of its executions may run at a time, over all workers; the others wait. Null: no limit. "
+        "One that waits for another of the same function can use up the limit, and then ends by its time limit.",
     )
     idempotent: bool = Field(
         default=False,

@@ -5,7 +5,7 @@ watches cost nothing. The whole output is in the row at the end, from which a wa
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,7 +14,7 @@ from typing import Literal
 from uuid import UUID
 
 import orjson
-from sqlalchemy import select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
@@ -159,8 +159,8 @@ async def follow(runtime: Runtime, execution_id: UUID, after: Position) -> Async
     told = clock.time()
     async with runtime.signals.listen(_more_topic(execution_id)) as more:
         while True:
-            row = await _look(runtime, execution_id)
-            if row is not None and row.status not in ENDED:
+            status = await _status(runtime, execution_id)
+            if status is not None and status not in ENDED:
                 await runtime.signals.signal(_watch_topic(execution_id))
             for event in await _read(runtime, execution_id, last):
                 last = event.position
@@ -170,8 +170,8 @@ async def follow(runtime: Runtime, execution_id: UUID, after: Position) -> Async
                 for block in blocks if last > after else ():
                     told = clock.time()
                     yield block
-            if row is None or row.status in ENDED:
-                for block in seen.rest(row) if row is not None else (_gone(),):
+            if status is None or status in ENDED:
+                for block in await _end(runtime, execution_id, seen):
                     yield block
                 return
             if not await more.wait(IDLE_SECONDS) and clock.time() - told > PING_SECONDS:
@@ -179,8 +179,11 @@ async def follow(runtime: Runtime, execution_id: UUID, after: Position) -> Async
                 yield sse.PING
 
 
-def _gone() -> bytes:
-    return sse.event("error", {"error": "the execution was deleted"})
+async def _end(runtime: Runtime, execution_id: UUID, seen: _Seen) -> list[bytes]:
+    rows = await _patiently(runtime, select(*ExecutionRow.__table__.columns).where(ExecutionRow.id == execution_id))
+    if not rows:
+        return [sse.event("error", {"error": "the execution was deleted"})]
+    return list(seen.rest(ExecutionRow(**rows[0]._asdict())))
 
 
 async def _read(runtime: Runtime, execution_id: UUID, after: Position) -> list[StreamEvent]:
@@ -190,18 +193,21 @@ async def _read(runtime: Runtime, execution_id: UUID, after: Position) -> list[S
         return []
 
 
-async def _look(runtime: Runtime, execution_id: UUID) -> ExecutionRow | None:
-    """The execution now, waiting for a database that is away; None if it was deleted."""
-    query = select(*ExecutionRow.__table__.columns).where(ExecutionRow.id == execution_id)
+async def _status(runtime: Runtime, execution_id: UUID) -> str | None:
+    """Where the execution stands; None if it was deleted."""
+    rows = await _patiently(runtime, select(ExecutionRow.status).where(ExecutionRow.id == execution_id))
+    return str(rows[0][0]) if rows else None
+
+
+async def _patiently(runtime: Runtime, query: Select[*tuple[object, ...]]) -> Sequence[Row[*tuple[object, ...]]]:
+    """The rows of a query, waiting for a database that is away."""
     while True:
         try:
-            rows = await runtime.database.read(query)
+            return await runtime.database.read(query)
         except SQLAlchemyError as error:
             if not is_lost(error):
                 raise
             await asyncio.sleep(IDLE_SECONDS)
-        else:
-            return ExecutionRow(**rows[0]._asdict()) if rows else None
 
 
 async def collect(runtime: Runtime, row: ExecutionRow) -> dict[str, str]:

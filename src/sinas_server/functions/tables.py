@@ -165,3 +165,7 @@ class ExecutionRow(Leased, Base):
     def has_stopped(self) -> bool:
         """Whether it goes no further by itself: it has ended, or waits for input."""
         return self.status in ENDED or self.status == Status.AWAITING_INPUT
+
+
+LARGE = (ExecutionRow.input_data, ExecutionRow.output_data, ExecutionRow.stdout, ExecutionRow.stderr)
+"""What lists of many do without."""

@@ -264,7 +264,7 @@ class Worker(Generic[R]):
         with suppress(SQLAlchemyError):
             await self.runtime.database.rows(
                 update(table)
-                .where(table.status == "RUNNING", table.worker == self.runtime.worker_name)
+                .where(table.status == "RUNNING", ~table.held, table.worker == self.runtime.worker_name)
                 .values(lease_until=func.now())
             )
 
