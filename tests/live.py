@@ -46,14 +46,18 @@ class Live:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what configures a Sinas, slows it down or reveals a model's key."""
-    return {
+    """This process's environment without what configures a Sinas, slows it down or reveals a model's key.
+
+    No packages are installed: that would need the network.
+    """
+    kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("SINAS_", "DATABASE_", "REDIS_", "SMTP_", "COV_"))
         and name not in ("PORT", "SECRET_KEY", "ENCRYPTION_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY")
         and name != "PYTHONDONTWRITEBYTECODE"
     }
+    return {**kept, "ALLOW_PACKAGE_INSTALLATION": "false"}
 
 
 def free_port() -> int:

@@ -19,6 +19,10 @@ from sinas_server.chats.routes import chats_router
 from sinas_server.chats.stop import SETTLE_LOOP
 from sinas_server.chats.waits import WAITS_LOOP
 from sinas_server.config import routes as config
+from sinas_server.dependencies import routes as dependencies
+from sinas_server.dependencies.bootstrap import bootstrap as bootstrap_dependencies
+from sinas_server.dependencies.jobs import PACKAGE_JOB
+from sinas_server.dependencies.kind import DEPENDENCY
 from sinas_server.functions import executions
 from sinas_server.functions import routes as functions
 from sinas_server.functions.batches import BATCH_LOOP, EXECUTION_MEMBERS, batches_router
@@ -64,7 +68,7 @@ from sinas_server.templates.bootstrap import bootstrap as bootstrap_templates
 from sinas_server.templates.kind import TEMPLATE
 from sinas_server.templates.mail import send_letter
 
-KINDS: tuple[AnyKind, ...] = (PROVIDER, SECRET, SKILL, FUNCTION, AGENT, TEMPLATE, BUDGET)
+KINDS: tuple[AnyKind, ...] = (DEPENDENCY, PROVIDER, SECRET, SKILL, FUNCTION, AGENT, TEMPLATE, BUDGET)
 """In the order in which they are applied: what is referred to comes first."""
 
 RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS, MODELS, usage.USAGE, SYSTEM)
@@ -89,6 +93,7 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
 
 MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     *identity.MANAGEMENT_ROUTERS,
+    dependencies.router,
     *functions.MANAGEMENT_ROUTERS,
     skills.management_router,
     agents.management_router,
@@ -108,8 +113,13 @@ ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router,)
 
 TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools(), AgentTools())
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter, DELIVERY_TASK: deliver_task}
-JOBS: Mapping[str, AnyJob] = {"tasks": TASK_JOB, "functions": EXECUTION_JOB, "agents": CHAT_JOB}
-"""Worker role → the job it works on."""
+JOBS: Mapping[str, AnyJob] = {
+    "tasks": TASK_JOB,
+    "packages": PACKAGE_JOB,
+    "functions": EXECUTION_JOB,
+    "agents": CHAT_JOB,
+}
+"""Queue → the job of those who work on it."""
 
 BATCH_MEMBERS: tuple[BatchMembers, ...] = (EXECUTION_MEMBERS,)
 """What batches may hold."""
@@ -127,7 +137,7 @@ API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)
 
 Bootstrap = Callable[[Runtime, Caller], Awaitable[None]]
 
-BOOTSTRAPS: tuple[Bootstrap, ...] = (bootstrap_templates,)
+BOOTSTRAPS: tuple[Bootstrap, ...] = (bootstrap_templates, bootstrap_dependencies)
 """What every installation starts with, on behalf of its administrator."""
 
 EMBEDDED_BOOTSTRAPS: tuple[Bootstrap, ...] = (bootstrap_providers, bootstrap_agents)

@@ -5,8 +5,9 @@ import dataclasses
 import os
 import signal
 import socket as sockets
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import structlog
 import uvicorn
@@ -28,13 +29,15 @@ from sinas_server.backends.queue.redis import RedisWake
 from sinas_server.backends.sandbox import Limits, Sandbox
 from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
 from sinas_server.config.startup import apply_file
+from sinas_server.dependencies.follow import PackageFollower
+from sinas_server.dependencies.install import open_directories
 from sinas_server.identity.bootstrap import bootstrap
 from sinas_server.identity.guard import some_administrator
 from sinas_server.identity.resolve import Principal, act_for, authenticate
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.heartbeat import beating
 from sinas_server.kernel.job import Worker
-from sinas_server.kernel.loop import run_loops
+from sinas_server.kernel.loop import run_loop, run_loops
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Database
 from sinas_server.kit.crypto import Sealer
@@ -43,6 +46,7 @@ from sinas_server.settings import Settings
 log = structlog.get_logger()
 API_GRACE_SECONDS = 8
 TASK_SLOTS = 10
+PACKAGE_PATIENCE_SECONDS = 30.0
 
 
 def open_mailer(settings: Settings) -> Mailer:
@@ -75,7 +79,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
     signals = RedisSignals(redis)
     runtime = Runtime(
         settings=settings,
-        database=Database(engine, Sealer(settings.encryption_keys)),
+        database=Database(engine, Sealer(settings.encryption_keys), settings),
         signals=signals,
         streams=RedisStreams(redis),
         wake=RedisWake(redis),
@@ -187,14 +191,29 @@ def work_on_functions(settings: Settings, slot: int) -> None:
     async def work() -> None:
         sandbox = open_function_sandbox(settings)
         await sandbox.start()
+        directories = open_directories(settings)
         try:
             async with open_runtime(settings, _worker_name(settings, "functions", slot)) as runtime:
                 slots = settings.queue_function_concurrency
-                await _work(dataclasses.replace(runtime, sandbox=sandbox), "functions", slots)
+                working = partial(_work, dataclasses.replace(runtime, sandbox=sandbox), "functions", slots)
+                if settings.allow_package_installation:
+                    follower = PackageFollower(directories, [sandbox])
+                    await _together([run_loop(runtime, follower.loop), _once_settled(follower, working)])
+                else:
+                    await working()
         finally:
             await sandbox.close()
+            directories.close()
 
     uvloop.run(_until_stopped(work()))
+
+
+async def _once_settled(follower: PackageFollower, work: Callable[[], Awaitable[None]]) -> None:
+    """Work as soon as functions find their packages; an index that does not answer holds nobody up for long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PACKAGE_PATIENCE_SECONDS):
+            await follower.settled.wait()
+    await work()
 
 
 def work_on_turns(settings: Settings, slot: int) -> None:
@@ -212,7 +231,8 @@ def run_scheduler(settings: Settings, slot: int) -> None:
 
     async def work() -> None:
         async with open_runtime(settings, _worker_name(settings, "scheduler", slot)) as runtime:
-            await _together([run_loops(runtime, catalog.LOOPS), _work(runtime, "tasks", TASK_SLOTS)])
+            resolving = Worker(runtime, catalog.JOBS["packages"], 1).run()
+            await _together([run_loops(runtime, catalog.LOOPS), _work(runtime, "tasks", TASK_SLOTS), resolving])
 
     uvloop.run(_until_stopped(work()))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from sinas_server.functions.tables import ExecutionRow, Status
 from sinas_server.identity.resolve import Principal, act_for
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import InvalidError
+from sinas_server.kernel.heartbeat import beating
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import CallIdentity
@@ -121,3 +123,17 @@ async def test_what_cannot_be_run_is_refused(runtime: Runtime, user: Person, cod
         await start_code(runtime, await caller(runtime, user), code)
     assert refused.value.problems[0][0][0] == place
     assert await recorded(runtime) == 0
+
+
+async def test_info_says_whether_code_can_be_run(runtime: Runtime, user: Person) -> None:
+    async def says() -> bool:
+        return bool((await user.http.get("/info")).json()["features"]["code_execution"])
+
+    assert await says() is False
+    async with beating(dataclasses.replace(runtime, worker_name="functions-0"), "functions"):
+        for _ in range(200):
+            if await says():
+                break
+            await asyncio.sleep(0.05)
+        assert await says() is True
+    assert await says() is False

@@ -50,6 +50,10 @@ class Objects:
         await self._post(self.owner, "/api/v1/skills", {"name": name, "description": "Helps.", "content": "Do."})
         return {"namespace": "default", "name": name, "version": "1"}
 
+    async def dependency(self) -> Places:
+        made = await self._post(self.admin, "/api/v1/dependencies", {"package_name": self.name()})
+        return {"dependency_id": made["id"]}
+
     async def provider(self) -> Places:
         name = self.name()
         rules = [{"when": {"contains": "danger"}, "call": [{"tool": f"default/{name}"}]}]
@@ -187,6 +191,7 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/templates/(by-name/)?{", Objects.template),
     ("/functions/{", Objects.function),
     ("/skills/{", Objects.skill),
+    ("/dependencies/{", Objects.dependency),
     ("/agents/{", Objects.agent),
     ("/agents/default$", Objects.default_agent),
     ("/adapters/openai/v1/(models/{|chat/)", Objects.model),
@@ -267,6 +272,7 @@ BODIES: dict[str, Body] = {
     "skills_create": lambda make, at: {"name": make.name(), "description": "Helps.", "content": "Do."},
     "skills_update_put": lambda make, at: {"description": make.name()},
     "skills_update_patch": lambda make, at: {"description": make.name()},
+    "dependencies_approve": lambda make, at: {"package_name": make.name()},
     "agents_create": lambda make, at: {"name": make.name()},
     "agents_update_put": lambda make, at: {"description": make.name()},
     "agents_update_patch": lambda make, at: {"description": make.name()},

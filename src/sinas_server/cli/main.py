@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sinas_server.backends.sandbox import Egress
 from sinas_server.cli import access, remote
 from sinas_server.cli.console import settings_or_exit
 
@@ -122,6 +123,36 @@ def chat(
 ) -> None:
     """Say something to an agent and watch it answer, tool calls included."""
     remote.chat(remote.connect(url, api_key), agent, message, chat_id)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="The function: Python with `handler(input_data, context)`.")],
+    given: Annotated[str, typer.Option("--input", help="`input_data` as JSON, or @FILE.")] = "{}",
+    context: Annotated[str, typer.Option("--context", help="Values of `context` as JSON, or @FILE.")] = "{}",
+    packages: Annotated[
+        list[str] | None, typer.Option("--with", help="A package it imports, like 'pandas>=2'; may be repeated.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, help="Time limit in seconds. Default: FUNCTION_TIMEOUT.")
+    ] = None,
+    egress: Annotated[Egress | None, typer.Option(help="What it may reach. Default: FUNCTION_EGRESS.")] = None,
+) -> None:
+    """Run a function file in the sandbox of this machine, without a server; its result is printed as JSON."""
+    from sinas_server.cli import run as runner  # lazy: it loads the sandbox
+
+    asked = runner.Run(file=file, input=given, context=context, packages=packages or (), egress=egress, timeout=timeout)
+    runner.run(settings_or_exit(), asked)
+
+
+@app.command()
+def types(
+    directory: Annotated[Path, typer.Argument(help="Where your functions are.", exists=True, file_okay=False)] = Path(),
+) -> None:
+    """Write `sinas_types.pyi`: types of what functions are given, for editors and type checkers."""
+    from sinas_server.cli import run as runner  # lazy: it loads the sandbox
+
+    runner.write_types(directory)
 
 
 @access_app.command("explain")

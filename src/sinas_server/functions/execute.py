@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sinas_server.backends.db import is_lost
 from sinas_server.functions.concurrency import admit
 from sinas_server.functions.kind import FunctionSpec
+from sinas_server.functions.presets import Shape, given_schema
 from sinas_server.functions.tables import QUEUE, Cause, ExecutionRow, Status, Trigger
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import (
@@ -71,6 +72,8 @@ class Order:
     """The batch it belongs to, and its place there."""
     call: CallIdentity | None = None
     """Of an agent's tool call, which creates at most one execution."""
+    shape: Shape | None = None
+    """What the input looks like, where the trigger alone does not say."""
     location: Location = ("body", "input")
     """Where the input stands in the request, for the errors of its schema."""
     id: UUID = field(default_factory=uuid4)
@@ -289,8 +292,9 @@ def _refuse_unrunnable(function: Resource[FunctionSpec]) -> None:
 
 
 def _problems(spec: FunctionSpec, order: Order) -> list[tuple[Location, str]]:
-    """Where an order's input breaks the schema, and why."""
-    found = violations(spec.input_schema, dict(order.input))
+    """Where an order's input breaks the schema of its trigger or of the function, and why."""
+    given = dict(order.input)
+    found = violations(given_schema(order.trigger, order.shape), given) or violations(spec.input_schema, given)
     return [((*order.location, *problem.path), problem.message) for problem in found]
 
 

@@ -1,5 +1,6 @@
 """Functions over HTTP: declaring, finding and executing them."""
 
+import dataclasses
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
@@ -9,6 +10,7 @@ from sinas_server.functions.batches import MAX_BATCH, create_batch
 from sinas_server.functions.execute import Order, Standing
 from sinas_server.functions.executions import EXECUTIONS
 from sinas_server.functions.kind import FUNCTION
+from sinas_server.functions.presets import PRESETS
 from sinas_server.functions.tables import Trigger
 from sinas_server.functions.views import (
     FunctionExecuteAsyncRequest,
@@ -17,6 +19,7 @@ from sinas_server.functions.views import (
     FunctionExecuteBatchResponse,
     FunctionExecuteRequest,
     FunctionExecuteResponse,
+    PresetResponse,
     result_view,
 )
 from sinas_server.kernel import lookup
@@ -162,7 +165,18 @@ def _runtime_router() -> APIRouter:
     return router
 
 
-MANAGEMENT_ROUTERS = (crud_router(FUNCTION),)
+def _presets_router() -> APIRouter:
+    router = new_router("/functions/presets", "functions")
+
+    @router.get("", response_model=list[PresetResponse], summary="List the schemas of functions the platform calls")
+    async def list_presets(caller: CurrentCaller) -> Response:
+        """For filters, hooks and change data capture: what such a function is given, and what it may return."""
+        return JsonAnswer([dataclasses.asdict(preset) for preset in PRESETS.values()])
+
+    return router
+
+
+MANAGEMENT_ROUTERS = (_presets_router(), crud_router(FUNCTION))
 """Below `/api/v1`."""
 
 RUNTIME_ROUTERS = (_runtime_router(), runtime_list_router(FUNCTION))

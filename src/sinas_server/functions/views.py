@@ -8,6 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field, JsonValue
 
 from sinas_server.functions.execute import Standing
+from sinas_server.functions.presets import Shape
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
 
 JOB_STATES: Mapping[str, str] = {
@@ -138,6 +139,16 @@ class FunctionExecuteAsyncResponse(BaseModel):
 
     execution_id: str = Field(description="Ask for it with `GET /executions/{execution_id}` or `GET /jobs/{job_id}`.")
     status: str = Field(default="queued", description="Always `queued`.")
+
+
+class PresetResponse(BaseModel):
+    """The schemas of functions that the platform calls from one place."""
+
+    name: Shape = Field(description="Its name.")
+    title: str = Field(description="As people call it.")
+    description: str = Field(description="What such a function does.")
+    input_schema: dict[str, JsonValue] = Field(description="What it is given.")
+    output_schema: dict[str, JsonValue] = Field(description="What it may return; `{}` for anything.")
 
 
 class ContinueExecutionRequest(BaseModel):

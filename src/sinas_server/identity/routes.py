@@ -20,7 +20,8 @@ from sinas_server.identity.answers import (
 from sinas_server.identity.limits import limit_login, limit_verification
 from sinas_server.identity.resolve import identify
 from sinas_server.kernel.access import check_key
-from sinas_server.kernel.errors import InvalidError
+from sinas_server.kernel.errors import InvalidError, UnavailableError
+from sinas_server.kernel.heartbeat import read_heartbeats
 from sinas_server.kernel.http import CurrentCaller, JsonAnswer, Run, credentials, new_router
 from sinas_server.kernel.security_schemes import SECURITY
 from sinas_server.kit.password import MAX_LENGTH
@@ -155,5 +156,9 @@ async def check_permissions(body: PermissionCheckRequest, caller: CurrentCaller)
 async def info(runtime: Run) -> InfoResponse:
     """Needs no credential."""
     settings = runtime.settings
-    features = {"code_execution": False, "oidc": settings.oidc_issuer is not None}
+    try:
+        runs_code = any(process.queue == "functions" for process in await read_heartbeats(runtime))
+    except UnavailableError:
+        runs_code = False
+    features = {"code_execution": runs_code, "oidc": settings.oidc_issuer is not None}
     return InfoResponse(auth_mode=settings.auth_mode, version=version("sinas-server"), features=features)

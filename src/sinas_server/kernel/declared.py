@@ -82,7 +82,7 @@ async def read_entry(db: Db, kind: Kind[S], raw: dict[Any, Any], unknown: list[s
     entry = Entry("default" if kind.namespaced else "")
     for key, value in raw.items():
         plain = to_snake(str(key))
-        if plain == "name":
+        if plain == "name" and kind.name_from is None:
             entry.name = _text("name", value)
         elif plain == "namespace" and kind.namespaced:
             entry.namespace = "default" if value is None else _text("namespace", value)
@@ -95,6 +95,8 @@ async def read_entry(db: Db, kind: Kind[S], raw: dict[Any, Any], unknown: list[s
             entry.values[own] = snake_keys(value, kind.spec.model_fields[own].annotation, str(key), unknown)
         else:
             unknown.append(str(key))
+    if kind.name_from is not None:
+        entry.name = kind.name_from(entry.values)
     if not entry.name:
         raise InvalidError([(("body", "name"), "is missing")])
     return entry
@@ -127,7 +129,8 @@ async def _id_of(db: Db, mark: IdOf, own: str, name: object) -> str | None:
 async def write_entry(db: Db, kind: Kind[S], resource: Resource[S], *, placeholders: bool = False) -> Values:
     """A resource as a YAML entry: defaults left out; secrets left out, or as `${NAME}` placeholders."""
     entry: Values = {"namespace": resource.namespace} if kind.namespaced else {}
-    entry["name"] = escaped(resource.name)
+    if kind.name_from is None:
+        entry["name"] = escaped(resource.name)
     ids = id_fields(kind)
     spec = resource.spec.model_dump(
         mode="json", by_alias=True, exclude_defaults=True, exclude=set(resource.spec.secret_fields())

@@ -135,6 +135,8 @@ class Kind(Generic[S]):
     namespace_pattern: str = NAME_PATTERN
     yaml_renames: Mapping[str, str] = field(default_factory=dict)
     """Field → its name in YAML (snake_case), where the two differ."""
+    name_from: Callable[[Mapping[str, Any]], str] | None = None
+    """The name of one that is declared without: made from its fields. Raises `InvalidError`."""
     references: References = _no_references
     on_change: OnChange = _nothing
     actions: tuple[str, ...] = ("create", "read", "update", "delete")

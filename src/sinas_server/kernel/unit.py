@@ -16,6 +16,7 @@ from sinas_server.backends.db import is_lost
 from sinas_server.backends.db.direct import DirectReader
 from sinas_server.kernel.access import Caller
 from sinas_server.kit.crypto import Sealer
+from sinas_server.settings import Settings
 
 AfterCommit = Callable[[], Awaitable[object]]
 
@@ -24,6 +25,8 @@ class Db(AsyncSession):
     """A database session that lives for one transaction; connects at its first statement."""
 
     sealer: Sealer
+    settings: Settings
+    """What the operator allows, for the rules of kinds."""
     actor: Caller | None = None
     """Whoever the store is writing for, so that a kind's `on_change` can ask what they may do."""
 
@@ -35,9 +38,10 @@ class Db(AsyncSession):
 class Database:
     """PostgreSQL as the rest of the program sees it."""
 
-    def __init__(self, engine: AsyncEngine, sealer: Sealer) -> None:
+    def __init__(self, engine: AsyncEngine, sealer: Sealer, settings: Settings) -> None:
         self.engine = engine
         self.sealer = sealer
+        self.settings = settings
         self._direct = DirectReader(engine)
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -46,6 +50,7 @@ class Database:
         """One transaction: commits when the block ends, then runs what was registered; rolls back on an exception."""
         async with Db(self.engine, expire_on_commit=False, autoflush=False) as db:
             db.sealer = self.sealer
+            db.settings = self.settings
             yield db
             await db.commit()
         for action in db.info.get("after_commit", ()):

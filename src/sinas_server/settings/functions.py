@@ -30,6 +30,19 @@ class FunctionSettings(BaseSettings):
         description="Comma-separated host names, addresses or networks (`10.1.0.0/16`) that functions and fetches "
         "steered by users may reach although they are not public. Cloud metadata addresses are never reachable.",
     )
+    allow_package_installation: bool = Field(
+        True,
+        description="Approve, resolve and install packages for functions. Off: they have the standard library only.",
+    )
+    allowed_packages: Names = Field(
+        (), description="Comma-separated names of the packages that may be approved. Empty: any may."
+    )
+    allow_source_packages: bool = Field(
+        False,
+        description="Also install packages that have no wheel; building them runs their code on the machine of the "
+        "worker, outside any sandbox.",
+    )
+    package_timeout: float = Field(900, gt=0, description="Longest that resolving or installing may take, in seconds.")
     sandbox_min_size: int = Field(
         4,
         ge=1,

@@ -7,6 +7,7 @@ from typing import Any, cast
 import httpx2
 
 from sinas_server.agents.kind import AGENT
+from sinas_server.dependencies.kind import DEPENDENCY
 from sinas_server.functions.kind import FUNCTION
 from sinas_server.kernel.kind import AnyKind
 from sinas_server.providers.budget import BUDGET
@@ -131,5 +132,5 @@ EXAMPLES = (
 
 BY_KIND = {example.kind.name: example for example in EXAMPLES}
 
-OWN_ROUTES = {SECRET_KIND.name: "tests/secrets"}
+OWN_ROUTES = {SECRET_KIND.name: "tests/secrets", DEPENDENCY.name: "tests/dependencies"}
 """Kinds whose routes are not those of `crud_router`, and where these are tested."""

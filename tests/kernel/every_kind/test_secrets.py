@@ -95,7 +95,7 @@ async def test_keys_rotate(holder: Example, field: str, admin: Person, runtime: 
     await holder.make(admin.http)
     where = ("default" if holder.kind.namespaced else "", "first")
     new = Fernet.generate_key().decode()
-    rotated = Database(runtime.database.engine, Sealer([new, ENCRYPTION_KEY]))
+    rotated = Database(runtime.database.engine, Sealer([new, ENCRYPTION_KEY]), runtime.settings)
     async with rotated.unit() as db:
         before = await store.read(db, SYSTEM, holder.kind, *where)
         assert getattr(before.spec, field) == SECRET
@@ -104,7 +104,7 @@ async def test_keys_rotate(holder: Example, field: str, admin: Person, runtime: 
     rows = await runtime.database.rows(text("SELECT spec FROM resources WHERE name = 'first'"))
     assert Sealer([new]).open(rows[0].spec[field]) == SECRET, "written with the first key"
     assert after.version == 2
-    only_new = Database(runtime.database.engine, Sealer([new]))
+    only_new = Database(runtime.database.engine, Sealer([new]), runtime.settings)
     async with only_new.unit() as db:
         assert getattr((await store.read(db, SYSTEM, holder.kind, *where)).spec, field) == SECRET
     with pytest.raises(KeyMissingError, match="ENCRYPTION_KEY"):

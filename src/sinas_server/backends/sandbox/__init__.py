@@ -142,7 +142,23 @@ class SandboxBusy(Exception):  # noqa: N818 - a state, not a mistake
     """Every sandbox was in use for the whole acquire timeout; the message says how many. Waiting on will help."""
 
 
-class Sandbox(Protocol):
+class UsesPackages(Protocol):
+    """What runs functions with a set of packages."""
+
+    async def use(self, packages: PackageSet | None) -> None:
+        """Run from now on with these packages, None for none; what runs goes on with those it started with.
+
+        Also called with the set in use, to have every waiting sandbox made anew. Raises `SandboxUnavailable` when
+        that fails, and then nothing has changed.
+        """
+        ...
+
+    def packages_in_use(self) -> frozenset[str]:
+        """The hashes of the sets that what is alive was started with; their directories must stay."""
+        ...
+
+
+class Sandbox(UsesPackages, Protocol):
     """Runs tasks in fresh, isolated state. One object per worker process."""
 
     async def start(self) -> None:
@@ -156,14 +172,6 @@ class Sandbox(Protocol):
 
         Cancelling the awaiting task kills the execution and everything it started. `on_output` is called with
         decoded text as it is printed.
-        """
-        ...
-
-    async def use(self, packages: PackageSet | None) -> None:
-        """Run from now on with these packages, None for none; what runs goes on with those it started with.
-
-        Also called with the set in use, to have every waiting sandbox made anew. Raises `SandboxUnavailable` when
-        that fails, and then nothing has changed.
         """
         ...
 

@@ -24,6 +24,11 @@ class Member(Protocol):
         ...
 
     @property
+    def packages(self) -> str | None:
+        """The hash of the set of packages it was made with."""
+        ...
+
+    @property
     def executions(self) -> int:
         """How many it has been used for."""
         ...

@@ -326,6 +326,10 @@ class Pool(Generic[M]):
                         return
                     await asyncio.sleep(0.01)
 
+    def packages_in_use(self) -> frozenset[str]:
+        """The hashes of the sets of packages that sandboxes were made with."""
+        return frozenset(member.packages for member in self._records if member.packages)
+
     def idle(self) -> list[M]:
         """The sandboxes that wait."""
         return list(self._idle)

@@ -103,9 +103,10 @@ class _Run:
 class Container:
     """A member of the pool."""
 
-    def __init__(self, engine: Engine, name: str, limits: Limits) -> None:
+    def __init__(self, engine: Engine, name: str, limits: Limits, packages: str | None) -> None:
         self.name = name
         self.limits = limits
+        self.packages = packages
         self.executions = 0
         self.landlock = 0
         self.preloaded: dict[str, str | None] = {}

@@ -118,6 +118,10 @@ class DockerSandbox:
                 raise SandboxUnavailable(str(error)) from error
             self._pool.outdate()
 
+    def packages_in_use(self) -> frozenset[str]:
+        """The hashes of the sets that what is alive was started with."""
+        return frozenset() if self._pool is None else self._pool.packages_in_use()
+
     def stats(self) -> Stats:
         """The pool now."""
         return Stats(self._size.max_size, self._size.max_executions) if self._pool is None else self._pool.stats()

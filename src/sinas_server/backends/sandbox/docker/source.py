@@ -54,6 +54,8 @@ class ContainerSource:
         self._config = config
         self._packages = config.packages
         self._preload = config.preload
+        self._set: str | None = None
+        """The hash of the set among the packages."""
         self._outside: dict[str, str] = {}
         """If this process is itself in a container: where its directories are on the engine's machine."""
         self._left_out: set[str] = set()
@@ -84,13 +86,14 @@ class ContainerSource:
 
     async def use(self, packages: PackageSet | None) -> None:
         """Make containers with these packages from now on. Raises `SpawnError`, and then nothing has changed."""
-        before = self._packages, self._preload
+        before = self._packages, self._preload, self._set
+        self._set = packages.hash if packages else None
         self._packages = self._config.packages if packages is None else (*self._config.packages, packages.path)
         self._preload = self._config.preload if packages is None else (*self._config.preload, *packages.preload)
         try:
             tried = await self.make(self._config.limits)
         except SpawnError:
-            self._packages, self._preload = before
+            self._packages, self._preload, self._set = before
             if packages is None or not packages.preload:
                 raise
             # A package that ends or hangs the process that imports it must not take all functions down.
@@ -109,7 +112,7 @@ class ContainerSource:
         """A container in which a process waits. Raises `SpawnError`."""
         while True:
             name = f"sinas-sandbox-{self._docker.worker}-{secrets.token_hex(4)}"
-            container = Container(self._engine, name, limits)
+            container = Container(self._engine, name, limits, self._set)
             preload = tuple(name for name in self._preload if name not in self._left_out)
             try:
                 await container.start(self._container_config(limits), Furnishing(self._inside(), preload))

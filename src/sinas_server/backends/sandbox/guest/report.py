@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import missing
+
 GUEST = str(Path(__file__).parent)
 MODULE = "function"  # the name under which the user's code is a module
 MAX_LINE = 2_000
@@ -19,6 +21,7 @@ def one_line(error: BaseException) -> str:
         message = " ".join(str(error).split())
     except Exception:  # noqa: BLE001 - the user's own __str__ runs here
         message = "<the exception cannot be shown as text>"
+    message += missing.advice(error)
     return f"{prefix}{kind.__qualname__}: {message}"[:MAX_LINE] if message else f"{prefix}{kind.__qualname__}"
 
 

@@ -26,7 +26,8 @@ class NativeSandbox:
         self._policy = make_policy(config.allowed_hosts, config.platform_hosts, config.platform_port)
         self._ground: Ground | None = None
         self._guest: Config | None = None
-        """What the zygotes of now are started with."""
+        self._packages: str | None = None
+        """What the zygotes of now are started with, and the hash of the set of packages in that."""
         self._switching = asyncio.Lock()
         self._source: NativeSource | None = None
         self._pool: Pool[NativeMember] | None = None
@@ -50,7 +51,9 @@ class NativeSandbox:
     async def _new_zygote(self) -> Zygote:
         if self._ground is None or self._guest is None:
             raise SandboxUnavailable("the sandbox was not started")
-        return await start_zygote(self._ground.interpreter, self._guest)
+        zygote = await start_zygote(self._ground.interpreter, self._guest)
+        zygote.packages = self._packages
+        return zygote
 
     async def use(self, packages: PackageSet | None) -> None:
         """Run from now on with these packages. Raises `SandboxUnavailable`, and then nothing has changed."""
@@ -58,8 +61,13 @@ class NativeSandbox:
             raise SandboxUnavailable("the sandbox was not started")
         async with self._switching:
             zygote = await self._zygote_with(self._ground, packages)
+            self._packages = zygote.packages = packages.hash if packages else None
             await self._source.switch(zygote)
             self._pool.outdate()
+
+    def packages_in_use(self) -> frozenset[str]:
+        """The hashes of the sets that what is alive was started with."""
+        return frozenset() if self._pool is None else self._pool.packages_in_use()
 
     async def _zygote_with(self, ground: Ground, packages: PackageSet | None) -> Zygote:
         if packages is None:

@@ -21,6 +21,7 @@ class NativeMember:
     slot: Slot | None
     limits: Limits
     groups: Groups | None
+    packages: str | None
     executions: int = 0
 
     @property
@@ -107,9 +108,10 @@ class NativeSource:
 
     async def make(self, limits: Limits) -> NativeMember:
         """A confined process that waits. Raises `SpawnError`."""
-        child = await self.zygote.spawn(limits)
+        zygote = self.zygote
+        child = await zygote.spawn(limits)
         if self._groups is None:
-            return NativeMember(child, None, limits, None)
+            return NativeMember(child, None, limits, None, zygote.packages)
         try:
             slot = await self._confine(self._groups, child, limits)
         except BaseException as error:
@@ -118,7 +120,7 @@ class NativeSource:
             if isinstance(error, OSError):
                 raise SpawnError(f"the control group refused: {error}") from error
             raise
-        return NativeMember(child, slot, limits, self._groups)
+        return NativeMember(child, slot, limits, self._groups, zygote.packages)
 
     async def _confine(self, groups: Groups, child: Child, limits: Limits) -> Slot:
         """Put a sandbox into a control group. Raises `OSError`."""

@@ -102,6 +102,8 @@ class Zygote:
         self._on_death: list[Callable[[], None]] = []
         self._on_childless: list[asyncio.Future[None]] = []
         self.alive = True
+        self.packages: str | None = None
+        """The hash of the set of packages that it shows."""
         self._loop.add_reader(control.fileno(), self._receive)
 
     @property
