@@ -102,7 +102,7 @@ async def test_it_gets_no_token_and_no_secret(runtime: Runtime, user: Person, wo
 async def test_what_it_may_reach_can_be_less(runtime: Runtime, user: Person, worker: Worker[Any]) -> None:
     source = "import urllib.request\nurllib.request.urlopen('http://example.com', timeout=5)"
     row = await run_code(runtime, await caller(runtime, user), Code(source=source, egress="none"))
-    assert "FUNCTION_EGRESS" in (row.error or "") or "egress" in (row.error or "")
+    assert "this function's egress is `none`" in (row.error or "")
 
 
 @pytest.mark.parametrize(
