@@ -105,6 +105,23 @@ async def test_an_index_out_of_reach_is_tried_again(
     await until(admin, "iniconfig", "ready")
 
 
+async def test_what_functions_can_use_stays_ready_while_another_set_is_made(
+    admin: Person, functions: NativeSandbox, runtime: Runtime
+) -> None:
+    await approve(admin, "iniconfig")
+    await until(admin, "iniconfig", "ready")
+    states: list[str] = []
+    await approve(admin, "tomli-w")
+
+    async def is_ready() -> bool:
+        listed = {each["package_name"]: each["status"] for each in (await admin.http.get(PATH)).json()}
+        states.append(listed["iniconfig"])
+        return bool(listed["tomli-w"] == "ready")
+
+    await eventually(is_ready, lambda: "the other one is ready")
+    assert set(states) == {"ready"}
+
+
 async def test_one_can_ask_again(admin: Person, resolver: None) -> None:
     answer = await admin.http.post(f"{PATH}/sets")
     assert (answer.status_code, answer.json()["status"]) == (202, "pending")

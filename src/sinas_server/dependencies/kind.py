@@ -71,7 +71,6 @@ DEPENDENCY = Kind(
     name_pattern=r"^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$",
     name_from=name_of,
     on_change=_on_change,
-    actions=("create", "read", "update", "delete"),
     description="Python packages that functions may import, approved by administrators.",
     admin_only=True,
 )

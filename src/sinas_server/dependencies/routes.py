@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 
 from sinas_server.dependencies.kind import DEPENDENCY, DependencySpec
 from sinas_server.dependencies.requirement import locked_versions, name_of
-from sinas_server.dependencies.sets import QUEUE, newest_set, set_in_force
+from sinas_server.dependencies.sets import QUEUE, newest_set, ready_set
 from sinas_server.dependencies.tables import PackageSetRow
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
@@ -86,30 +86,29 @@ def state_of(row: PackageSetRow) -> State:
 class Standing:
     """The sets by which an approval is judged."""
 
-    in_force: PackageSetRow | None
+    ready: PackageSetRow | None
     newest: PackageSetRow | None
 
     @classmethod
     async def now(cls, runtime: Runtime) -> "Standing":
         """As they are now."""
-        return cls(await set_in_force(runtime.database), await newest_set(runtime.database))
+        return cls(await ready_set(runtime.database), await newest_set(runtime.database))
 
     def of(self, requirement: str) -> tuple[State, str | None]:
         """How far one requirement is, with the reason."""
-        for row in (self.in_force, self.newest):
-            if row is not None and requirement in row.left_out:
-                return State.FAILED, row.left_out[requirement]
-            if row is not None and row.status == "COMPLETED" and requirement in row.requirements:
-                return state_of(row), row.message
-        if self.newest is None or (self.newest.read_at and requirement not in self.newest.requirements):
+        ready, newest = self.ready, self.newest
+        if ready is not None and requirement in ready.requirements and requirement not in ready.left_out:
+            return State.READY, None
+        if newest is None or (newest.read_at and requirement not in newest.requirements):
             return State.PENDING, None
-        return state_of(self.newest), self.newest.message
+        if requirement in newest.left_out:
+            return State.FAILED, newest.left_out[requirement]
+        return state_of(newest), newest.message
 
 
 def _view(found: Resource[DependencySpec], standing: Standing) -> dict[str, object]:
     status, message = standing.of(found.spec.requirement)
-    in_force = standing.in_force
-    installed = locked_versions(in_force.lock) if in_force is not None and in_force.ready_at else {}
+    installed = locked_versions(standing.ready.lock) if standing.ready is not None else {}
     return {
         "id": found.id,
         "package_name": found.spec.package_name,

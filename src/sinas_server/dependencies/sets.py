@@ -14,12 +14,23 @@ _COLUMNS = select(*PackageSetRow.__table__.columns)
 _COMPLETED = (
     _COLUMNS.where(PackageSetRow.status == "COMPLETED").order_by(PackageSetRow.read_at.desc().nulls_last()).limit(1)
 )
+_READY = (
+    _COLUMNS.where(PackageSetRow.status == "COMPLETED", PackageSetRow.ready_at.is_not(None))
+    .order_by(PackageSetRow.read_at.desc())
+    .limit(1)
+)
 _NEWEST = _COLUMNS.where(PackageSetRow.status != "SUPERSEDED").order_by(PackageSetRow.created_at.desc()).limit(1)
 
 
 async def set_in_force(database: Database) -> PackageSetRow | None:
     """The set that workers are to use; None for none yet."""
     rows = await database.read(_COMPLETED)
+    return PackageSetRow(**rows[0]._asdict()) if rows else None
+
+
+async def ready_set(database: Database) -> PackageSetRow | None:
+    """The set that functions can use by now; None for none yet."""
+    rows = await database.read(_READY)
     return PackageSetRow(**rows[0]._asdict()) if rows else None
 
 
@@ -50,6 +61,6 @@ async def note_ready(runtime: Runtime, set_id: UUID) -> None:
     """A worker uses this set."""
     await runtime.database.rows(
         update(PackageSetRow)
-        .where(PackageSetRow.id == set_id, PackageSetRow.ready_at.is_(None))
+        .where(PackageSetRow.id == set_id, PackageSetRow.status == "COMPLETED", PackageSetRow.ready_at.is_(None))
         .values(ready_at=func.now(), message=None)
     )

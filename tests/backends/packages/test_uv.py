@@ -90,6 +90,7 @@ def test_no_secret_of_ours_reaches_the_tool(tmp_path: Path) -> None:
         "OPENAI_API_KEY": "x",
         "AWS_SECRET_ACCESS_KEY": "x",
         "PYTHONPATH": "x",
+        "UV_PUBLISH_TOKEN": "x",
         "UV_DEFAULT_INDEX": "https://index.example.com/simple",
         "HTTPS_PROXY": "http://proxy.example.com",
         "HOME": "/home/x",

@@ -28,12 +28,16 @@ CERTIFICATES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/c
 
 def environment_of(ours: Mapping[str, str], cache: Path) -> dict[str, str]:
     """The environment of uv: the operator's configuration of it, and nothing else of ours."""
-    kept = {name: value for name, value in ours.items() if name in KEPT or name.startswith("UV_")}
+    kept = {name: value for name, value in ours.items() if name in KEPT or _configures_uv(name)}
     usual = {"UV_CACHE_DIR": str(cache), "UV_PYTHON_DOWNLOADS": "never"}
     # Where the system has a store of certificates, trust it: it may hold a company's own.
     if any(path.exists() for path in CERTIFICATES):
         usual["UV_SYSTEM_CERTS"] = "true"
     return {**usual, **kept, "UV_NO_PROGRESS": "1"}
+
+
+def _configures_uv(name: str) -> bool:
+    return name.startswith("UV_") and not name.startswith("UV_PUBLISH_")  # those are for uploading, and secret
 
 
 @dataclass(frozen=True)
