@@ -220,6 +220,33 @@ def upgrade() -> None:
     )
     op.create_index("ix_otp_sessions_expires", "otp_sessions", ["expires_at"], unique=False)
     op.create_table(
+        "package_sets",
+        sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("read_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("requirements", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("left_out", sa.JSON(), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("lock", sa.Text(), nullable=True),
+        sa.Column("message", sa.Text(), nullable=True),
+        sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("status", sa.String(length=16), server_default="PENDING", nullable=False),
+        sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("run_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("worker", sa.String(length=255), nullable=True),
+        sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("depth", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index(
+        "ix_package_sets_queue",
+        "package_sets",
+        ["run_at"],
+        unique=False,
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+    )
+    op.create_table(
         "resources",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("kind", sa.String(length=64), nullable=False),
@@ -710,6 +737,12 @@ def downgrade() -> None:
     op.drop_index("ix_resources_owner", table_name="resources")
     op.drop_index("ix_resources_deleted", table_name="resources", postgresql_where=sa.text("deleted_at IS NOT NULL"))
     op.drop_table("resources")
+    op.drop_index(
+        "ix_package_sets_queue",
+        table_name="package_sets",
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+    )
+    op.drop_table("package_sets")
     op.drop_index("ix_otp_sessions_expires", table_name="otp_sessions")
     op.drop_table("otp_sessions")
     op.drop_index("uq_executions_key", table_name="executions", postgresql_where=sa.text("idempotency_key IS NOT NULL"))
