@@ -52,6 +52,8 @@ from sinas_server.kernel.routes import crud_router
 from sinas_server.kernel.runtime import BatchMembers, Departure, Runtime, TaskHandler
 from sinas_server.kernel.tool import Toolset
 from sinas_server.openai_adapter.models import MODELS
+from sinas_server.openai_adapter.response_routes import response_router
+from sinas_server.openai_adapter.responses import FORGET_LOOP
 from sinas_server.openai_adapter.routes import adapter_router
 from sinas_server.providers import routes as usage
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
@@ -108,7 +110,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
 )
 """Mounted at `/api/v1`."""
 
-ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router,)
+ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router, response_router)
 """Mounted at `/adapters/openai`."""
 
 TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools(), AgentTools())
@@ -129,7 +131,7 @@ DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions, forget_sec
 
 FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETENTION_LOOP)
 
-LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP, *FUNCTION_LOOPS)
+LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP, FORGET_LOOP, *FUNCTION_LOOPS)
 """Run by the scheduler."""
 
 API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)

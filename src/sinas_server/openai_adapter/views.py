@@ -107,3 +107,50 @@ class ErrorResponse(_Out):
     """An error in OpenAI's shape."""
 
     error: ErrorObject = Field(description="The error.")
+
+
+class ResponseObject(BaseModel):
+    """A response, as OpenAI's reference describes it. With `stream` it comes as events, the last with all of it."""
+
+    id: str = Field(description="Its id.")
+    object: Literal["response"] = Field(description="`response`.")
+    created_at: int = Field(description="Seconds since 1970.")
+    status: str = Field(description="`completed`, or `incomplete` if it was cut short.")
+    model: str = Field(description="The model as it was asked for.")
+    previous_response_id: str | None = Field(description="What it goes on from.")
+    output: list[JsonValue] = Field(description="Messages, and calls for the client to carry out.")
+    usage: JsonValue = Field(description="`input_tokens`, `output_tokens`, `total_tokens`.")
+    incomplete_details: JsonValue = Field(description="Why it was cut short: `reason`.")
+    sinas: AgentState | None = Field(default=None, description="Of agents: the chat, and what waits.")
+
+
+class DeletedResponse(_Out):
+    """What was deleted."""
+
+    id: str = Field(description="The response.")
+    object: Literal["response"] = Field(default="response", description="`response`.")
+    deleted: Literal[True] = Field(default=True, description="True.")
+
+
+class EmbeddingObject(_Out):
+    """One vector."""
+
+    object: Literal["embedding"] = Field(description="`embedding`.")
+    index: int = Field(description="Of which text, counted from 0.")
+    embedding: list[float] | str = Field(description="The numbers, or base64.")
+
+
+class EmbeddingUsage(_Out):
+    """Tokens of the texts."""
+
+    prompt_tokens: int = Field(description="Those the model read.")
+    total_tokens: int = Field(description="The same.")
+
+
+class EmbeddingsResponse(_Out):
+    """Vectors in the order of the texts."""
+
+    object: Literal["list"] = Field(description="`list`.")
+    data: list[EmbeddingObject] = Field(description="The vectors.")
+    model: str = Field(description="The model as it was asked for.")
+    usage: EmbeddingUsage = Field(description="How many tokens they took.")

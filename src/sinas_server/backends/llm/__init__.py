@@ -174,6 +174,23 @@ class Answer:
 Event = TextDelta | ThinkingDelta | ToolCallDelta | Answer
 
 
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """Texts to embed; `dimensions`: the length of the vectors, where the model lets it be chosen."""
+
+    model: str
+    texts: tuple[str, ...]
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A vector for each text, in their order, and the tokens they took."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+
+
 class ProviderError(Exception):
     """The provider refused or failed. `retryable` is true for overload, rate limits and network failures."""
 
@@ -201,6 +218,10 @@ class LanguageModel(Protocol):
 
         Closing the iterator early closes the connection to the provider.
         """
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """The vectors of some texts. Raises `ProviderError`, also where the provider has no embeddings."""
         ...
 
     async def list_models(self) -> list[str]:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from sinas_server.backends.llm import Event, ModelRequest, ProviderConfig, ProviderError
+from sinas_server.backends.llm import (
+    EmbeddingRequest,
+    Embeddings,
+    Event,
+    ModelRequest,
+    ProviderConfig,
+    ProviderError,
+)
+from sinas_server.backends.llm.embedding import embed
 from sinas_server.backends.llm.failures import secrets_of
 from sinas_server.backends.llm.listing import list_models
 from sinas_server.backends.llm.options import endpoint_of, read_options
@@ -50,6 +58,11 @@ class RemoteModel:
     async def list_models(self) -> list[str]:
         """See `LanguageModel`. Asks over plain HTTP, so that no provider's library is loaded for it."""
         return await list_models(self._client(), self._config, self._endpoint, secrets_of(self._config, self._options))
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `LanguageModel`. Over plain HTTP too."""
+        secrets = secrets_of(self._config, self._options)
+        return await embed(self._client(), self._config, self._endpoint, request, secrets)
 
     async def close(self) -> None:
         """See `LanguageModel`. A later request connects anew."""

@@ -31,6 +31,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from sinas_server.backends.llm import (
     Answer,
     AssistantMessage,
+    EmbeddingRequest,
+    Embeddings,
     Event,
     Message,
     ModelRequest,
@@ -238,6 +240,10 @@ class ScriptedModel:
     async def list_models(self) -> list[str]:
         """See `LanguageModel`."""
         return [MODEL_NAME]
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `LanguageModel`."""
+        raise ProviderError("the scripted model has no embeddings")
 
     async def close(self) -> None:
         """Nothing is open."""

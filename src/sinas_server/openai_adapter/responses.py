@@ -1,0 +1,162 @@
+"""Responses: like chat completions, and kept, so that the next request can go on from one of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+
+from pydantic import JsonValue, TypeAdapter
+from sqlalchemy import ColumnElement, delete, func, insert, literal_column, select
+
+from sinas_server.agents.kind import AgentSpec
+from sinas_server.backends.llm import Answer
+from sinas_server.chats.chat import CHATS
+from sinas_server.chats.start import Started
+from sinas_server.chats.tables import TurnRow
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.errors import NotFoundError
+from sinas_server.kernel.loop import Loop
+from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.store import Resource
+from sinas_server.kit.clock import now
+from sinas_server.openai_adapter.agent_answer import agent_answer, start_agent
+from sinas_server.openai_adapter.errors import ParameterError
+from sinas_server.openai_adapter.models import find_target
+from sinas_server.openai_adapter.pieces import Final, Pieces
+from sinas_server.openai_adapter.provider_answer import model_request, provider_answer
+from sinas_server.openai_adapter.request import ChatMessage, FunctionCall, ToolCall
+from sinas_server.openai_adapter.response_request import ResponseRequest, as_completion, messages_of
+from sinas_server.openai_adapter.tables import ResponseRow
+
+KEPT_DAYS = 30
+LONGEST_CHAIN = 500
+"""The most responses that one goes on from."""
+MESSAGES: TypeAdapter[list[ChatMessage]] = TypeAdapter(list[ChatMessage])
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a request goes on from, what it adds, and its answer on the way."""
+
+    model: str
+    added: list[ChatMessage]
+    pieces: Pieces
+    started: Started | None = None
+
+
+async def converse(runtime: Runtime, caller: Caller, body: ResponseRequest) -> Conversation:
+    """Begin to answer. Raises `SinasError` for what cannot be."""
+    chain = await _chain(runtime, caller, body.previous_response_id)
+    added = messages_of(body)
+    earlier = [message for row in chain for message in MESSAGES.validate_python(row.messages)]
+    target = await find_target(runtime, caller, body.model)
+    if isinstance(target, Resource):
+        started = await _start(runtime, caller, target, body, (chain, earlier, added))
+        return Conversation(body.model or f"agent:{target.ref}", added, agent_answer(runtime, started), started)
+    request = model_request(target.model, as_completion(body, [*earlier, *added]))
+    return Conversation(body.model or target.model, added, provider_answer(runtime, caller, target, request))
+
+
+Parts = tuple[Sequence[ResponseRow], list[ChatMessage], list[ChatMessage]]
+
+
+async def _start(
+    runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], body: ResponseRequest, parts: Parts
+) -> Started:
+    """Go on in the chat of the response before, if nothing was said there since; else in one made of the messages."""
+    chain, earlier, added = parts
+    last = chain[-1] if chain else None
+    if (
+        last is not None
+        and last.chat_id is not None
+        and len(added) == 1
+        and not body.instructions
+        and await _is_latest(runtime, last)
+    ):
+        return await start_agent(runtime, caller, agent, as_completion(body, added), str(last.chat_id))
+    return await start_agent(runtime, caller, agent, as_completion(body, [*earlier, *added]), None)
+
+
+async def _is_latest(runtime: Runtime, row: ResponseRow) -> bool:
+    """Whether it was an agent's, and nothing was said in its chat since."""
+    if row.chat_id is None:
+        return False
+    query = select(TurnRow.id).where(TurnRow.chat_id == row.chat_id).order_by(TurnRow.created_at.desc()).limit(1)
+    found = await runtime.database.read(query)
+    return bool(found) and found[0].id == row.turn_id
+
+
+async def _chain(runtime: Runtime, caller: Caller, response_id: str | None) -> Sequence[ResponseRow]:
+    """The responses that lead to one, the oldest first. Raises `ParameterError` for one that is not the caller's."""
+    if response_id is None:
+        return ()
+    one: ColumnElement[int] = literal_column("1")
+    first = select(ResponseRow.id, ResponseRow.previous_id, one.label("n"))
+    steps = first.where(ResponseRow.id == response_id, *_own(caller)).cte("steps", recursive=True)
+    before = select(ResponseRow.id, ResponseRow.previous_id, steps.c.n + 1)
+    steps = steps.union_all(
+        before.join(steps, ResponseRow.id == steps.c.previous_id).where(steps.c.n < LONGEST_CHAIN, *_own(caller))
+    )
+    query = select(ResponseRow).join(steps, steps.c.id == ResponseRow.id).order_by(steps.c.n.desc())
+    async with runtime.database.unit() as db:
+        rows = list(await db.scalars(query))
+    if not rows:
+        raise ParameterError("previous_response_id", f"there is no response '{response_id}' of yours any more")
+    return rows
+
+
+def _own(caller: Caller) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return ResponseRow.user_id == caller.id, ResponseRow.expires_at > func.now()
+
+
+async def keep(
+    runtime: Runtime, caller: Caller, conversation: Conversation, told: dict[str, JsonValue], final: Final
+) -> None:
+    """Store a response, before its end is told."""
+    messages = [*conversation.added, _answered(final.answer)]
+    started = conversation.started
+    row = {
+        "id": told["id"],
+        "user_id": caller.id,
+        "previous_id": told["previous_response_id"],
+        "chat_id": started and started.chat_id,
+        "turn_id": started and started.turn_id,
+        "messages": [message.model_dump(mode="json", exclude_none=True) for message in messages],
+        "body": told,
+        "expires_at": now() + timedelta(days=KEPT_DAYS),
+    }
+    async with runtime.database.unit() as db:
+        await db.execute(insert(ResponseRow).values(**row))
+
+
+def _answered(answer: Answer) -> ChatMessage:
+    calls = [
+        ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+        for call in answer.tool_calls
+    ]
+    return ChatMessage(role="assistant", content=answer.text, tool_calls=calls or None)
+
+
+async def stored(runtime: Runtime, caller: Caller, response_id: str) -> dict[str, JsonValue]:
+    """A stored response. Raises 403, and 404 for those of others."""
+    caller.require(CHATS.name, "read", caller.id)
+    query = select(ResponseRow.body).where(ResponseRow.id == response_id, *_own(caller))
+    rows = await runtime.database.read(query)
+    if not rows:
+        raise NotFoundError(f"there is no response '{response_id}'")
+    return cast(dict[str, JsonValue], rows[0].body)
+
+
+async def forget(runtime: Runtime, caller: Caller, response_id: str) -> None:
+    """Delete a stored response. Raises 403, and 404 for those of others."""
+    caller.require(CHATS.name, "delete", caller.id)
+    gone = delete(ResponseRow).where(ResponseRow.id == response_id, *_own(caller)).returning(ResponseRow.id)
+    if not await runtime.database.rows(gone):
+        raise NotFoundError(f"there is no response '{response_id}'")
+
+
+async def _forget_expired(runtime: Runtime) -> None:
+    await runtime.database.rows(delete(ResponseRow).where(ResponseRow.expires_at <= func.now()))
+
+
+FORGET_LOOP = Loop(name="forget old responses", every_seconds=3600, step=_forget_expired)
