@@ -5,15 +5,25 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench import bars
+from bench.adapter import measure_adapter
 from bench.client import Client
 from bench.report import Line, table, write_json
 from bench.stack import Stack
 
 IDLE_SECONDS = 10.0
-CHOICES = ("me", "call", "calls", "turn", "memory", "start")
+CHOICES = ("me", "call", "calls", "turn", "adapter", "memory", "start")
+
+CALLING: Mapping[str, tuple[str, Callable[[bars.Bench, bytes], Line]]] = {
+    "call": ("a function call", bars.measure_call),
+    "calls": ("function calls", bars.measure_calls),
+    "turn": ("a chat turn", bars.measure_turn),
+    "adapter": ("the OpenAI adapter", measure_adapter),
+}
+"""What is compared with function calls."""
 
 
 def main() -> None:
@@ -57,11 +67,11 @@ def _measure(bench: bars.Bench, wanted: set[str]) -> tuple[list[Line], dict[str,
     if "me" in wanted:
         _say("GET /auth/me")
         lines.append(bars.measure_me(bench))
-    if wanted & {"call", "calls", "turn"}:
+    if wanted & CALLING.keys():
         call = bars.declare_function(bench)
-        for name, measure in (("call", bars.measure_call), ("calls", bars.measure_calls), ("turn", bars.measure_turn)):
+        for name, (told, measure) in CALLING.items():
             if name in wanted:
-                _say({"call": "a function call", "calls": "function calls", "turn": "a chat turn"}[name])
+                _say(told)
                 lines.append(measure(bench, call))
     if "memory" in wanted and len(wanted) > 1:
         _say("idle memory after use")

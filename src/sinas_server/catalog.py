@@ -57,7 +57,7 @@ from sinas_server.openai_adapter.responses import FORGET_LOOP
 from sinas_server.openai_adapter.routes import adapter_router
 from sinas_server.providers import routes as usage
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
-from sinas_server.providers.budget import BUDGET
+from sinas_server.providers.budget import BUDGET, SPENDING_LOOP
 from sinas_server.providers.kind import PROVIDER
 from sinas_server.secrets import routes as secrets
 from sinas_server.secrets.departure import forget_secrets
@@ -131,7 +131,11 @@ DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions, forget_sec
 
 FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETENTION_LOOP)
 
-LOOPS: tuple[Loop, ...] = (PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP, FORGET_LOOP, *FUNCTION_LOOPS)
+LOOPS: tuple[Loop, ...] = (
+    *(PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP),
+    *(FORGET_LOOP, SPENDING_LOOP),
+    *FUNCTION_LOOPS,
+)
 """Run by the scheduler."""
 
 API_LOOPS: tuple[Loop, ...] = (KEY_USE_LOOP,)

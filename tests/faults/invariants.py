@@ -59,6 +59,8 @@ class Invariants:
         shape = [message["role"] for message in said]
         assert shape == ["user", *(["assistant", "tool", "tool"] if calls else []), "assistant"], shape
         assert [result["tool_call_id"] for result in results] == [call["id"] for call in calls]
+        spent = self.stack.rows("SELECT step FROM usage WHERE chat_id = %(chat)s ORDER BY step", chat=chat["id"])
+        assert [row["step"] for row in spent] == list(range(len(answers))), "each answer is paid once"
         for reader in readers:
             assert reader.end is not None
             assert (reader.end.name, reader.end.data["status"]) == ("done", "completed")

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from redis.exceptions import ConnectionError as RedisDown
 from sqlalchemy import select
 
+from sinas_server.chats.tables import TurnRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.providers.tables import BudgetRow, SpendingRow
 from tests.chats.conftest import get_chat, open_chat, working
@@ -154,6 +155,27 @@ async def test_two_calls_at_the_limit(provide: Provide, fake: FakeLLM, admin: Pe
     third = await admin.http.post(URL, json=ASKED)
     assert (third.status_code, "used up" in third.text) == (429, True)
     assert await runtime.redis.keys("sinas:budget:*") == [], "nothing stays held"
+
+
+async def test_a_turn_waits_for_what_is_only_held(agent: Ask, fake: FakeLLM, admin: Person, runtime: Runtime) -> None:
+    await agent()
+    await limit(admin, "mine", subject=admin.email, max_tokens=400)
+    fake.default = TOLD
+    fake.replies = [TOLD.model_copy(update={"hold_after": 1})]
+    chat_id = await open_chat(admin, "default/payer")
+    first = asyncio.create_task(admin.http.post(URL, json=ASKED, timeout=60))
+    while not (fake.requests and fake.requests[0].held):
+        await asyncio.sleep(0.02)
+    async with working(runtime):
+        url = f"/chats/{chat_id}/messages"
+        turn = asyncio.create_task(admin.http.post(url, json={"content": "Hello"}, timeout=60))
+        while not await runtime.database.read(select(TurnRow.id).where(TurnRow.status == "RUNNING")):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
+        assert len(fake.requests) == 1
+        fake.release()
+        assert (await first).status_code == 200
+        assert (await turn).json()["content"] == "Hi."
 
 
 async def test_many_calls_at_once_are_counted_exactly(

@@ -1,6 +1,6 @@
 """Reading a channel: what happened since a position, then what happens, as server-sent events."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -53,7 +53,7 @@ async def follow(
 
 async def happenings(
     runtime: Runtime, channel_id: UUID, after: Position, idle_seconds: float = IDLE_SECONDS
-) -> AsyncIterator[StreamEvent | None]:
+) -> AsyncGenerator[StreamEvent | None, None]:
     """The events of a channel after a position until its end, None as a sign of life. Holds no database connection.
 
     Redis may lose the channel meanwhile: its writer writes it again, under the same ids.

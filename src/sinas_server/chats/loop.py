@@ -33,6 +33,9 @@ from sinas_server.providers.usage import ModelCall, tokens_in
 MAX_FRUITLESS = 10
 """A turn that outlives this many workers without getting further is taken for their killer."""
 
+PATIENCE_SECONDS = 30.0
+"""How long a turn waits while what is left of a budget is held by other calls."""
+
 
 class TurnError(Exception):
     """The turn cannot come to an answer; the message is shown to the user."""
@@ -148,7 +151,7 @@ class AgentLoop:
     async def _heard(self, prepared: Prepared, history: Sequence[Message], speech: Speech) -> tuple[Answer, ModelCall]:
         answer: Answer | None = None
         request = prepared.prompt.request(history)
-        async with within_budgets(self.runtime, prepared.payer, prepared.provider, request):
+        async with within_budgets(self.runtime, prepared.payer, prepared.provider, request, PATIENCE_SECONDS):
             read = Usage(prompt_tokens=tokens_asked(request))
             self.call = ModelCall(prepared.payer, prepared.provider, read, self.journal.place, estimated=True)
             async with aclosing(ask(self.runtime, prepared.provider.config, request)) as groups:

@@ -1,6 +1,7 @@
 """Asking an agent: a durable turn in a chat, told as one answer. Its own tools stay inside."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
 from uuid import UUID
@@ -88,12 +89,6 @@ def _earlier(message: ChatMessage, index: int) -> Mapping[str, object]:
     return {"role": "user", "content": text, "parts": parts}
 
 
-async def agent_answer(runtime: Runtime, started: Started) -> Pieces:
-    """The turn as one answer. Raises `TurnFailedError`."""
-    async for group in _told(runtime, started, happenings(runtime, started.channel_id, START)):
-        yield group
-
-
 @dataclass
 class _Heard:
     """What of a turn was told so far."""
@@ -121,17 +116,19 @@ class _Heard:
         return []
 
 
-async def _told(runtime: Runtime, started: Started, events: AsyncIterator[StreamEvent | None]) -> Pieces:
+async def agent_answer(runtime: Runtime, started: Started) -> Pieces:
+    """The turn as one answer. Raises `TurnFailedError`."""
     heard = _Heard()
-    async for event in events:
-        if event is None:
-            yield []
-        elif event.name == "error":
-            raise TurnFailedError(str(payload(event)["error"]))
-        elif event.name == "done":
-            yield [await _end(runtime, started, heard)]
-        elif pieces := heard.add(event):
-            yield pieces
+    async with aclosing(happenings(runtime, started.channel_id, START)) as events:
+        async for event in events:
+            if event is None:
+                yield []
+            elif event.name == "error":
+                raise TurnFailedError(str(payload(event)["error"]))
+            elif event.name == "done":
+                yield [await _end(runtime, started, heard)]
+            elif pieces := heard.add(event):
+                yield pieces
 
 
 async def _end(runtime: Runtime, started: Started, heard: _Heard) -> Final:

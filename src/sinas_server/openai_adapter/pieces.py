@@ -10,6 +10,8 @@ from pydantic import JsonValue
 from sinas_server.backends.llm import Answer, TextDelta, ThinkingDelta, ToolCallDelta
 from sinas_server.openai_adapter.errors import ProviderFailedError
 
+NO_END = "the answer has no end"
+
 
 @dataclass(frozen=True)
 class Final:
@@ -31,13 +33,15 @@ async def whole(groups: Pieces) -> Final:
         async for group in groups:
             final = next((piece for piece in group if isinstance(piece, Final)), final)
     if final is None:
-        raise ProviderFailedError("the answer has no end")
+        raise ProviderFailedError(NO_END)
     return final
 
 
 async def begun(groups: Pieces) -> Pieces:
     """The same groups once the first is there, so that what fails at once is an ordinary error answer."""
-    first = await anext(groups)
+    first = await anext(groups, None)
+    if first is None:
+        raise ProviderFailedError(NO_END)
 
     async def all_of_them() -> Pieces:
         async with aclosing(groups):

@@ -4,11 +4,13 @@ PostgreSQL knows exactly what was spent. Redis only knows which calls are runnin
 that many at once cannot all pass on the last token; without Redis the limits hold but for what runs at that moment.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from time import monotonic
 from typing import cast
 from uuid import UUID, uuid4
 
@@ -175,33 +177,47 @@ return 0
 """Holds a call (`id|tokens|dollars`) under every budget for some seconds, unless what is left of one is held already:
 then gives the number of that one, else 0."""
 UNLIMITED = 10**15
+LOOK_SECONDS = 0.5
 
 
 @asynccontextmanager
 async def within_budgets(
-    runtime: Runtime, payer: Payer, provider: Resolved, request: ModelRequest
+    runtime: Runtime, payer: Payer, provider: Resolved, request: ModelRequest, patience_seconds: float = 0
 ) -> AsyncIterator[None]:
-    """Ask the model inside: the block holds about what the call takes. Raises `OverBudgetError` before it."""
-    limits = await check_budgets(runtime, payer)
-    if not limits:
-        yield
-        return
+    """Ask the model inside: the block holds about what the call takes. Raises `OverBudgetError` before it.
+
+    `patience_seconds`: how long to wait while what is left is only held by calls that are running.
+    """
     usage = _expected(request)
-    tokens = usage.prompt_tokens + usage.completion_tokens
     cost = cost_of(provider.config, provider.model, usage) or Decimal(0)
-    member = f"{uuid4().hex}|{tokens}|{cost:.10f}"
-    await _hold(runtime, limits, member)
+    member = f"{uuid4().hex}|{usage.prompt_tokens + usage.completion_tokens}|{cost:.10f}"
+    limits = await _admitted(runtime, payer, member, patience_seconds)
     try:
         yield
     finally:
-        await _give_back(runtime, limits, member)
+        if limits:
+            await _give_back(runtime, limits, member)
+
+
+async def _admitted(runtime: Runtime, payer: Payer, member: str, patience_seconds: float) -> list[Quota]:
+    """The budgets that hold the call now. Raises `OverBudgetError`."""
+    deadline = monotonic() + patience_seconds
+    while True:
+        limits = await check_budgets(runtime, payer)
+        full = await _hold(runtime, limits, member) if limits else None
+        if full is None:
+            return limits
+        if monotonic() >= deadline:
+            raise OverBudgetError(f"What is left of the budget '{full.name}' is held by calls that are running now", 2)
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def _key(quota: Quota) -> str:
     return f"sinas:budget:{quota.id}:{quota.counted_for}"
 
 
-async def _hold(runtime: Runtime, limits: Sequence[Quota], member: str) -> None:
+async def _hold(runtime: Runtime, limits: Sequence[Quota], member: str) -> Quota | None:
+    """Hold the call under every budget; else the one of which nothing is left now."""
     left: list[str] = []
     for quota in limits:
         left.append(str(UNLIMITED if quota.max_tokens is None else quota.max_tokens - quota.tokens))
@@ -211,10 +227,8 @@ async def _hold(runtime: Runtime, limits: Sequence[Quota], member: str) -> None:
         full = cast(int, await runtime.redis.eval(_HOLD, len(keys), *keys, str(HELD_SECONDS), member, *left))
     except (RedisError, OSError) as error:
         log.warning("budgets do not count what is running now: Redis does not answer", error=str(error))
-        return
-    if full:
-        name = limits[full - 1].name
-        raise OverBudgetError(f"What is left of the budget '{name}' is held by calls that are running now", 2)
+        return None
+    return limits[full - 1] if full else None
 
 
 async def _give_back(runtime: Runtime, limits: Sequence[Quota], member: str) -> None:

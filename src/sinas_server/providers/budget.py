@@ -6,14 +6,16 @@ from typing import Literal
 from uuid import UUID
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Select, Text, cast, delete, func, literal, select, text
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, delete, func, literal, literal_column, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.types import Uuid
 
 from sinas_server.identity.tables import ApiKeyRow, RoleRow, UserRoleRow, UserRow
 from sinas_server.kernel.errors import InvalidError
 from sinas_server.kernel.kind import Kind, Ref, Spec, reference
+from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.outbox import audit_change
+from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Db
@@ -139,3 +141,13 @@ BUDGET: Kind[BudgetSpec] = Kind(
     admin_only=True,
     packaged=False,
 )
+
+
+async def _forget_spending(runtime: Runtime) -> None:
+    """Counters of days and months that nobody asks for any more."""
+    start = SpendingRow.period_start
+    old = and_(start < func.now() - literal_column("interval '62 days'"), start > func.to_timestamp(0))
+    await runtime.database.rows(delete(SpendingRow).where(old))
+
+
+SPENDING_LOOP = Loop(name="forget old spending", every_seconds=24 * 3600, step=_forget_spending)
