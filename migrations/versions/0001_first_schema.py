@@ -446,6 +446,22 @@ def upgrade() -> None:
         postgresql_where=sa.text("role = 'tool'"),
     )
     op.create_table(
+        "openai_responses",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("previous_id", sa.String(length=64), nullable=True),
+        sa.Column("chat_id", sa.Uuid(), nullable=True),
+        sa.Column("turn_id", sa.Uuid(), nullable=True),
+        sa.Column("messages", sa.JSON(), nullable=False),
+        sa.Column("body", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_openai_responses_expires", "openai_responses", ["expires_at"], unique=False)
+    op.create_index("ix_openai_responses_user", "openai_responses", ["user_id"], unique=False)
+    op.create_table(
         "passwords",
         sa.Column("user_id", sa.Uuid(), nullable=False),
         sa.Column("hash", sa.Text(), nullable=False),
@@ -711,6 +727,9 @@ def downgrade() -> None:
     op.drop_index("ix_refresh_tokens_expires", table_name="refresh_tokens")
     op.drop_table("refresh_tokens")
     op.drop_table("passwords")
+    op.drop_index("ix_openai_responses_user", table_name="openai_responses")
+    op.drop_index("ix_openai_responses_expires", table_name="openai_responses")
+    op.drop_table("openai_responses")
     op.drop_index("uq_messages_result", table_name="messages", postgresql_where=sa.text("role = 'tool'"))
     op.drop_index("uq_messages_answer", table_name="messages", postgresql_where=sa.text("role = 'assistant'"))
     op.drop_index("ix_messages_chat", table_name="messages")

@@ -234,6 +234,12 @@ async def test_an_error_inside_a_stream(provide: Provide, fake: FakeLLM, admin_s
     assert said and "One two three four.".startswith(said)
 
 
+async def test_a_body_that_is_no_json_has_no_param(admin: Person) -> None:
+    answer = await admin.http.post(f"{URL}/chat/completions", content=b"{bad", headers={"content-type": "text/plain"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, None)
+    assert answer.json()["error"]["message"].startswith("JSON decode error")
+
+
 async def test_a_body_that_is_too_large_is_refused_in_the_same_shape(client: httpx2.AsyncClient) -> None:
     answer = await client.post(f"{URL}/chat/completions", content=b"x", headers={"content-length": str(1 << 30)})
     assert answer.status_code == 413

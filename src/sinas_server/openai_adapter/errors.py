@@ -76,10 +76,17 @@ def _told(detail: object) -> tuple[str, str | None]:
     if not isinstance(detail, Sequence) or isinstance(detail, str):
         return str(detail), None
     problems = cast(Sequence[Mapping[str, object]], detail)
-    places = [".".join(map(str, cast(Sequence[object], problem["loc"])[1:])) for problem in problems]
+    places = [_place(problem) for problem in problems]
     reasons = [str(problem["msg"]).removeprefix("Value error, ") for problem in problems]
     told = (f"{place}: {reason}" if place else reason for place, reason in zip(places, reasons, strict=True))
     return "; ".join(told), next(filter(None, places), None)
+
+
+def _place(problem: Mapping[str, object]) -> str:
+    """The field a problem is about; a body that is no JSON has no fields, only a position."""
+    if problem["type"] == "json_invalid":
+        return ""
+    return ".".join(map(str, cast(Sequence[object], problem["loc"])[1:]))
 
 
 def openai_form(problem: Problem) -> JsonAnswer:
