@@ -8,14 +8,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import bars
+from bench import bars, checks
 from bench.adapter import measure_adapter
 from bench.client import Client
 from bench.report import Line, table, write_json
 from bench.stack import Stack
 
 IDLE_SECONDS = 10.0
-CHOICES = ("me", "call", "calls", "turn", "adapter", "memory", "start")
+CHOICES = ("me", "checks", "call", "calls", "turn", "adapter", "memory", "start")
 
 CALLING: Mapping[str, tuple[str, Callable[[bars.Bench, bytes], Line]]] = {
     "call": ("a function call", bars.measure_call),
@@ -67,6 +67,9 @@ def _measure(bench: bars.Bench, wanted: set[str]) -> tuple[list[Line], dict[str,
     if "me" in wanted:
         _say("GET /auth/me")
         lines.append(bars.measure_me(bench))
+    if "checks" in wanted:
+        _say("permission checks")
+        lines += [checks.measure_check(bench), checks.measure_check_route(bench)]
     if wanted & CALLING.keys():
         call = bars.declare_function(bench)
         for name, (told, measure) in CALLING.items():

@@ -10,6 +10,8 @@ from fastapi import FastAPI
 from sqlalchemy import insert, literal, select
 from sqlalchemy.types import Uuid
 
+from sinas_server.identity.execution_grants import mint_grant, opening_grants
+from sinas_server.identity.resolve import Principal
 from sinas_server.identity.tables import ApiKeyRow, RefreshTokenRow, RoleRow, UserRoleRow, UserRow
 from sinas_server.identity.tokens import SessionToken, mint_session_token, new_api_key
 from sinas_server.kernel.runtime import Runtime
@@ -64,3 +66,13 @@ async def make_key(runtime: Runtime, user_id: UUID, *permissions: str) -> str:
             )
         )
     return key
+
+
+async def execution_token(
+    runtime: Runtime, principal: Principal, execution_id: UUID | None = None, seconds: float = 60
+) -> str:
+    """The token of a running execution; `principal.owner_ids` holds the owner of its function."""
+    opened = execution_id or uuid4()
+    token, parameters = mint_grant(runtime, opened, principal, seconds)
+    await runtime.database.rows(opening_grants(select(literal(opened, Uuid))), parameters)
+    return token

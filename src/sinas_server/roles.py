@@ -26,6 +26,7 @@ from sinas_server.backends.mail.outbox import OutboxMailer
 from sinas_server.backends.mail.smtp import SmtpMailer, SmtpServer
 from sinas_server.backends.oidc import OidcClient, OidcProvider
 from sinas_server.backends.queue.redis import RedisWake
+from sinas_server.backends.render.process import ProcessRenderer
 from sinas_server.backends.sandbox import Limits, Sandbox
 from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
 from sinas_server.config.startup import apply_file
@@ -85,6 +86,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         wake=RedisWake(redis),
         redis=redis,
         mailer=open_mailer(settings),
+        renderer=ProcessRenderer(settings.template_timeout),
         authenticate=authenticate,
         kinds={kind.name: kind for kind in catalog.KINDS},
         resources=catalog.RESOURCES,
@@ -103,6 +105,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         receiver.cancel()
         await asyncio.gather(receiver, return_exceptions=True)
         await runtime.models.close()
+        await runtime.renderer.close()
         if runtime.oidc is not None:
             await runtime.oidc.close()
         await runtime.database.close()

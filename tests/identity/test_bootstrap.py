@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import delete, func, select, update
 
 from sinas_server.identity.bootstrap import bootstrap
+from sinas_server.identity.guard import some_administrator
 from sinas_server.identity.tables import ApiKeyRow, RolePermissionRow, RoleRow, UserRoleRow, UserRow
 from sinas_server.kernel.kind import AnyKind, Kind, Spec
 from sinas_server.kernel.runtime import Runtime
@@ -109,3 +110,6 @@ async def test_a_demoted_administrator_is_not_promoted_again(admin: Person, user
     await user.http.delete(f"/api/v1/roles/Admins/members/{admin.id}")
     await bootstrap(runtime)
     assert (await admin.http.get("/auth/me")).json()["roles"] == []
+    async with runtime.database.unit() as db:
+        in_charge = await some_administrator(db, admin.email)
+    assert in_charge == user.id, "what an installation is given belongs to someone who may have it"

@@ -8,22 +8,13 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import Uuid, literal, select, update
 
-from sinas_server.identity.execution_grants import closing_grants, mint_grant, opening_grants
+from sinas_server.identity.execution_grants import closing_grants
 from sinas_server.identity.resolve import FUNCTION_BARRED, Principal, act_for, authenticate
 from sinas_server.identity.tables import ApiKeyRow, ExecutionGrantRow, UserRow
 from sinas_server.kernel.errors import UnauthorizedError
 from sinas_server.kernel.runtime import Credentials, Runtime
 from sinas_server.kit.clock import now
-from tests.people import Person, make_key, make_person
-
-
-async def open_for(
-    runtime: Runtime, principal: Principal, execution_id: UUID | None = None, seconds: float = 60
-) -> str:
-    opened = execution_id or uuid4()
-    token, parameters = mint_grant(runtime, opened, principal, seconds)
-    await runtime.database.rows(opening_grants(select(literal(opened, Uuid))), parameters)
-    return token
+from tests.people import Person, execution_token, make_key, make_person
 
 
 async def status(client: httpx2.AsyncClient, token: str) -> int:
@@ -34,23 +25,35 @@ async def test_the_token_acts_for_the_caller_within_the_owners_rights(
     runtime: Runtime, admin: Person, user: Person, guest: Person
 ) -> None:
     execution_id = uuid4()
-    token = await open_for(runtime, Principal(admin.id, None, (user.id,), 2), execution_id)
+    token = await execution_token(runtime, Principal(admin.id, None, (user.id,), 2), execution_id)
     caller = await authenticate(runtime, Credentials(bearer=token))
     assert (caller.id, caller.via, caller.credential, caller.depth) == (admin.id, "function", execution_id, 2)
     assert (caller.owners, caller.api_key) == ((user.id,), None)
     assert caller.barred == FUNCTION_BARRED
-    assert caller.allows("functions", "execute", admin.id, "a", "b")
-    assert not caller.allows("functions", "execute", user.id, "a", "b"), "the owner holds `own` only"
-    by_guest = await authenticate(
-        runtime, Credentials(bearer=await open_for(runtime, Principal(admin.id, None, (user.id, guest.id))))
+    assert caller.allows("functions", "execute", user.id, "a", "b"), "his own, and the caller may reach everybody's"
+    assert not caller.allows("functions", "execute", admin.id, "a", "b"), "what is the caller's is not the owner's"
+    both = await authenticate(
+        runtime, Credentials(bearer=await execution_token(runtime, Principal(user.id, None, (user.id, admin.id))))
     )
-    assert not by_guest.allows("functions", "execute", admin.id, "a", "b"), "one of the owners may not"
+    assert both.allows("functions", "execute", user.id, "a", "b"), "the administrator may reach everybody's"
+    assert not both.allows("functions", "execute", admin.id, "a", "b"), "which the caller may not"
+    assert caller.allows("functions", "execute", user.id, "a", "b"), "his own, and the caller may reach everybody's"
+    assert not caller.allows("functions", "execute", admin.id, "a", "b"), "what is the caller's is not the owner's"
+    both = await authenticate(
+        runtime, Credentials(bearer=await execution_token(runtime, Principal(user.id, None, (user.id, admin.id))))
+    )
+    assert both.allows("functions", "execute", user.id, "a", "b"), "the administrator may reach everybody's"
+    assert not both.allows("functions", "execute", admin.id, "a", "b"), "which the caller may not"
+    by_guest = await authenticate(
+        runtime, Credentials(bearer=await execution_token(runtime, Principal(admin.id, None, (user.id, guest.id))))
+    )
+    assert not by_guest.allows("functions", "execute", user.id, "a", "b"), "one of the owners may not"
 
 
 async def test_identity_and_secrets_are_out_of_reach(
     runtime: Runtime, admin: Person, client: httpx2.AsyncClient
 ) -> None:
-    token = await open_for(runtime, Principal(admin.id, None, (admin.id,)))
+    token = await execution_token(runtime, Principal(admin.id, None, (admin.id,)))
     client.headers["Authorization"] = f"Bearer {token}"
     assert (await client.get("/auth/me")).json()["email"] == admin.email
     for method, path in [
@@ -67,7 +70,7 @@ async def test_identity_and_secrets_are_out_of_reach(
 
 async def test_the_token_dies_with_the_execution(runtime: Runtime, user: Person, client: httpx2.AsyncClient) -> None:
     execution_id = uuid4()
-    token = await open_for(runtime, Principal(user.id, None, (user.id,)), execution_id)
+    token = await execution_token(runtime, Principal(user.id, None, (user.id,)), execution_id)
     assert await status(client, token) == 200
     async with runtime.database.unit() as db:
         await db.execute(closing_grants(select(literal(execution_id, Uuid))))
@@ -78,15 +81,15 @@ async def test_another_attempt_voids_the_earlier_token(
     runtime: Runtime, user: Person, client: httpx2.AsyncClient
 ) -> None:
     execution_id, principal = uuid4(), Principal(user.id, None, (user.id,))
-    first = await open_for(runtime, principal, execution_id)
-    second = await open_for(runtime, principal, execution_id)
+    first = await execution_token(runtime, principal, execution_id)
+    second = await execution_token(runtime, principal, execution_id)
     assert (await status(client, first), await status(client, second)) == (401, 200)
 
 
 async def test_the_token_expires(runtime: Runtime, user: Person, client: httpx2.AsyncClient) -> None:
     principal = Principal(user.id, None, ())
-    assert await status(client, await open_for(runtime, principal, seconds=-1)) == 401
-    token = await open_for(runtime, principal)
+    assert await status(client, await execution_token(runtime, principal, seconds=-1)) == 401
+    token = await execution_token(runtime, principal)
     await runtime.database.rows(update(ExecutionGrantRow).values(expires_at=now()))
     assert await status(client, token) == 401, "the row decides too"
 
@@ -96,7 +99,7 @@ async def test_the_token_of_a_key_keeps_to_the_key(runtime: Runtime, user: Perso
     started_by = await authenticate(runtime, Credentials(api_key=key))
     principal = Principal.of(started_by)
     assert principal == Principal(user.id, started_by.credential)
-    token = await open_for(runtime, principal)
+    token = await execution_token(runtime, principal)
     caller = await authenticate(runtime, Credentials(bearer=token))
     assert caller.api_key == started_by.credential
     assert caller.allows("functions", "read", user.id) and not caller.allows("functions", "execute", user.id)
@@ -107,9 +110,9 @@ async def test_the_token_of_a_key_keeps_to_the_key(runtime: Runtime, user: Perso
 async def test_deactivated_owners_and_callers_end_it(
     runtime: Runtime, user: Person, guest: Person, app: FastAPI, client: httpx2.AsyncClient
 ) -> None:
-    owner = await make_person(runtime, app, ["Users"])
+    owner = await make_person(runtime, app, ["Admins"])
     await owner.http.aclose()
-    token = await open_for(runtime, Principal(user.id, None, (owner.id,)))
+    token = await execution_token(runtime, Principal(user.id, None, (owner.id,)))
     before = await authenticate(runtime, Credentials(bearer=token))
     assert before.allows("functions", "execute", user.id)
     await runtime.database.rows(update(UserRow).where(UserRow.id == owner.id).values(is_active=False))
@@ -123,7 +126,7 @@ async def test_deactivated_owners_and_callers_end_it(
 async def test_another_executions_token_is_401(
     changed: dict[str, object], runtime: Runtime, user: Person, client: httpx2.AsyncClient
 ) -> None:
-    token = await open_for(runtime, Principal(user.id))
+    token = await execution_token(runtime, Principal(user.id))
     claims = jwt.decode(token, options={"verify_signature": False})
     assert set(claims) == {"exe", "jti", "type", "iat", "exp"}
     forged = jwt.encode(claims | changed, runtime.settings.signing_key, algorithm="HS256")

@@ -45,6 +45,8 @@ BROKEN = {
     "missing variable": {"html_content": "{{ otp_code }} {{ nickname }}"},
     "schema": {"variable_schema": {"required": ["nickname"]}},
     "schema of the code": {"variable_schema": {"properties": {"otp_code": {"type": "integer"}}}},
+    "styles": {"html_content": "<p style='{{ \"{\" * 3 }}'>{{ otp_code }}</p><style>p {color: red}</style>"},
+    "never ends": {"html_content": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"},
     "without the code in HTML": {"html_content": "<p>Welcome</p>"},
     "without the code in the text": {"text_content": "Welcome"},
     "inactive": {"is_active": False},

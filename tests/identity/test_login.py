@@ -269,6 +269,14 @@ async def test_check_permissions_answers_one_by_one(user: Person, client: httpx2
     assert (await client.post("/auth/check-permissions", json={"permissions": asked})).status_code == 401
 
 
+async def test_a_thousand_permissions_are_checked_at_once(user: Person) -> None:
+    asked = [f"sinas.agents/team/a{number}.{'chat' if number % 2 else 'fly'}:all" for number in range(1000)]
+    answer = await user.http.post("/auth/check-permissions", json={"permissions": asked, "logic": "OR"})
+    assert answer.status_code == 200
+    assert [check["permission"] for check in answer.json()["checks"]] == asked
+    assert [check["has_permission"] for check in answer.json()["checks"]] == [False, True] * 500
+
+
 async def test_info_needs_no_credential(client: httpx2.AsyncClient) -> None:
     answer = (await client.get("/info")).json()
     assert answer["auth_mode"] == "otp"

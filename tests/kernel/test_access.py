@@ -1,7 +1,6 @@
 """The permission matcher against a naive reference, against its SQL twin, and against the examples of the contract."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import UUID, uuid4
 
 import pytest
@@ -9,40 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, insert, select
 
-from sinas_server.kernel.access import Caller, GrantSet, OwnedColumns, Permission, check_key, grant_set, parse
+from sinas_server.kernel.access import Caller, GrantSet, OwnedColumns, check_key, grant_set, parse
 from sinas_server.kernel.errors import ForbiddenError, InvalidError
 from sinas_server.kernel.tables import ResourceRow
+from tests.kernel.naive import naive
 
-ME, OTHER = uuid4(), uuid4()
-
-
-def naive(grant: str, wanted: str) -> bool:
-    """The rules of the contract, as regular expressions over strings."""
-    (has, has_scope), (asks, asks_scope) = grant.rsplit(":", 1), wanted.rsplit(":", 1)
-    if has_scope not in ("all", asks_scope):
-        return False
-    head, path, action = taken_apart(has)
-    asked_head, asked_path, asked_action = taken_apart(asks)
-    if path is None or set(path.split("/")) == {"*"}:
-        return pattern(f"{head}.{action}", ".", trailing=True).fullmatch(f"{asked_head}.{asked_action}") is not None
-    return (
-        asked_path is not None
-        and pattern(f"{head}.{action}", ".", trailing=False).fullmatch(f"{asked_head}.{asked_action}") is not None
-        and pattern(path, "/", trailing=True).fullmatch(asked_path) is not None
-    )
-
-
-def taken_apart(body: str) -> tuple[str, str | None, str]:
-    body, action = body.rsplit(".", 1)
-    head, slash, path = body.partition("/")
-    return head, path if slash else None, action
-
-
-def pattern(text: str, separator: str, *, trailing: bool) -> re.Pattern[str]:
-    parts = [f"[^{separator}]+" if part == "*" else re.escape(part) for part in text.split(separator)]
-    if trailing and text.rsplit(separator, maxsplit=1)[-1] == "*":
-        parts[-1] = ".+"
-    return re.compile(re.escape(separator).join(parts))
+ME, OTHER, LENDER = uuid4(), uuid4(), uuid4()
+Lent = Sequence[tuple[UUID, list[str]]]
 
 
 @st.composite
@@ -132,15 +104,9 @@ def test_a_well_formed_key_is_given_back() -> None:
     assert parse("sinas.agents/a b/c.d.read:own").path == ("a b", "c.d")
 
 
-def test_answers_are_remembered_within_bounds() -> None:
-    grants = GrantSet(frozenset({"sinas.agents/p/*.read:own"}))
-    for number in range(5000):
-        assert not grants.covers(Permission(("sinas", "agents"), ("q", str(number)), "read", "own"))
-    assert len(grants._known) <= 4096
-
-
-def caller(*sets: list[str], barred: frozenset[str] = frozenset()) -> Caller:
-    return Caller(ME, "me@example.com", tuple(grant_set(keys) for keys in sets), barred=barred)
+def caller(*sets: list[str], barred: frozenset[str] = frozenset(), lent: Lent = ()) -> Caller:
+    held = tuple((lender, grant_set(keys)) for lender, keys in lent)
+    return Caller(ME, "me@example.com", tuple(grant_set(keys) for keys in sets), barred=barred, lent=held)
 
 
 def test_every_set_of_grants_must_allow() -> None:
@@ -162,6 +128,56 @@ def test_barred_resources_are_out_of_reach_of_any_wildcard() -> None:
     assert not inside.allows("users", "read", ME)
     assert inside.has("sinas.agents.read:all")
     assert inside.has("titan.users.read:all"), "another service's resource of the same name is not ours"
+
+
+def test_barred_actions_are_out_of_reach_and_others_of_the_resource_are_not() -> None:
+    inside = caller(["*.*:all"], barred=frozenset({"functions.shared_pool"}))
+    for key in ("sinas.functions.shared_pool:all", "sinas.functions/a/b.shared_pool:own", "sinas.functions.*:own"):
+        assert not inside.has(key)
+    assert not inside.allows("functions", "shared_pool", ME, "a", "b")
+    assert inside.has("sinas.functions.update:all")
+    assert inside.has("titan.functions.shared_pool:all")
+
+
+CODE = ["sinas.things.read:own"]
+LENT = [
+    # whose thing, what the caller holds, what the owner of the code holds, whether his code reaches it for the caller
+    (ME, ["sinas.*:all"], CODE, False),
+    (ME, ["sinas.*:all"], ["sinas.things.read:all"], True),
+    (ME, CODE, ["sinas.things.read:all"], True),
+    (ME, [], ["sinas.*:all"], False),
+    (LENDER, ["sinas.*:all"], CODE, True),
+    (LENDER, CODE, ["sinas.*:all"], False),
+    (LENDER, CODE, CODE, False),
+    (OTHER, ["sinas.*:all"], CODE, False),
+    (OTHER, ["sinas.*:all"], ["sinas.things.read:all"], True),
+    (OTHER, CODE, ["sinas.*:all"], False),
+    (None, ["sinas.*:all"], CODE, False),
+    (None, ["sinas.*:all"], ["sinas.*:all"], True),
+]
+
+
+@pytest.mark.parametrize(("owner", "held", "lent", "expected"), LENT)
+def test_code_of_somebody_else_reaches_what_both_may_reach(
+    owner: UUID | None, held: list[str], lent: list[str], expected: bool
+) -> None:
+    inside = caller(held, lent=[(LENDER, lent)])
+    assert inside.allows("things", "read", owner, "p", "q") is expected
+    if owner == ME:
+        assert inside.has("sinas.things/p/q.read:own") is expected, "the check says what the gate does"
+    every = caller(held, lent=[(LENDER, lent), (OTHER, [])])
+    assert not every.allows("things", "read", owner, "p", "q"), "each of several owners must hold it"
+
+
+def test_require_says_that_the_owner_of_the_code_needs_it_too() -> None:
+    with pytest.raises(ForbiddenError, match="inside of a function"):
+        caller(CODE, lent=[(LENDER, CODE)]).require("things", "read", ME)
+
+
+def test_what_takes_no_permission_of_the_caller_takes_one_of_the_code() -> None:
+    assert caller([]).is_trusted("chats", "update")
+    assert not caller(["sinas.*:all"], lent=[(LENDER, ["sinas.chats.update:own"])]).is_trusted("chats", "update")
+    assert caller([], lent=[(LENDER, ["sinas.chats.update:all"])]).is_trusted("chats", "update")
 
 
 def test_require_names_what_is_needed() -> None:
@@ -212,14 +228,17 @@ def grants_on_things(draw: st.DrawFn) -> str:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-@given(sets=st.lists(st.lists(grants_on_things(), max_size=4), max_size=3))
+@given(
+    sets=st.lists(st.lists(grants_on_things(), max_size=4), max_size=3),
+    lent=st.lists(st.tuples(st.just(OTHER), st.lists(grants_on_things(), max_size=4)), max_size=1),
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_lists_in_sql_are_filtered_as_checks_in_python(
-    stored: tuple[Connection, list[tuple[str, str, UUID | None]]], depth: int, sets: list[list[str]]
+    stored: tuple[Connection, list[tuple[str, str, UUID | None]]], depth: int, sets: list[list[str]], lent: Lent
 ) -> None:
     connection, rows = stored
     path = (ResourceRow.namespace, ResourceRow.name)[2 - depth :]
-    me = caller(*sets)
+    me = caller(*sets, lent=lent)
     where = me.visible("things", "read", OwnedColumns(path, ResourceRow.owner_id))
     found = connection.execute(
         select(ResourceRow.namespace, ResourceRow.name, ResourceRow.owner_id).where(ResourceRow.kind == "twin", where)

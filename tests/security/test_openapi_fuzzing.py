@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from sinas_server.app import create_app
+from sinas_server.roles import open_runtime
+from sinas_server.settings import Settings
+from tests.documents import documents
 from tests.live import Live, running
 
 CASES = "4"
+SETTINGS = Settings(_env_file=None)
+DOCUMENTS = sorted(documents(create_app(SETTINGS, lambda: open_runtime(SETTINGS, "test"))))
+"""Where the applications with documents are mounted."""
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +27,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("document", ["openapi.json", "api/v1/openapi.json", "adapters/openai/openapi.json"])
-def test_no_input_is_a_server_error(own: Live, document: str, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{own.url}/{document}"]
+@pytest.mark.parametrize("mounted_at", DOCUMENTS)
+def test_no_input_is_a_server_error(own: Live, mounted_at: str, tmp_path: Path) -> None:
+    document = f"{own.url}{mounted_at}/openapi.json"
+    command = [str(Path(sys.executable).parent / "schemathesis"), "run", document]
     options = ["--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--max-examples", CASES]
     options += ["-H", f"Authorization: Bearer {own.key}", "--request-timeout", "60", "--no-color"]
     # Deleting the key or rights that the run itself uses would end it: the fuzzer only sees that they are refused.

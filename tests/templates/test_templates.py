@@ -175,6 +175,22 @@ async def test_a_template_without_text_or_title_can_be_sent(admin: Person, mailb
     assert "Dear Ann" in (part_of(mail, "html") or "")
 
 
+async def test_a_title_is_made_a_subject(admin: Person, mailbox: Mailbox) -> None:
+    await make(admin, title="{{ name }}")
+    body = {"to": "ann@example.com", "variables": {"name": "a\u2028b\u0007" + "é" * 5000}}
+    assert (await admin.http.post(f"{AT}/email", json=body)).status_code == 200
+    assert (await mailbox.take("ann@example.com"))["Subject"] == "a b" + "é" * 252
+
+
+async def test_styles_that_cannot_be_read_are_a_400(admin: Person) -> None:
+    await make(admin, html_content="<p style='{{ name }}'>x</p><style>p {color: red}</style>")
+    body = {"to": "ann@example.com", "variables": {"name": "{{{"}}
+    assert (await admin.http.post(f"{AT}/render", json=body)).status_code == 200
+    answer = await admin.http.post(f"{AT}/email", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("html_content cannot be rendered: ")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

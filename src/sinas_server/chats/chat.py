@@ -94,16 +94,21 @@ async def find_chat(db: Db, caller: Caller, chat_id: UUID, action: str, *, lock:
         return chat
     if chat.user_id != caller.id:
         raise NotFoundError("chat not found")
-    if action != "delete" and caller.allows(AGENT.plural, "chat", None, chat.agent_namespace, chat.agent_name):
+    may_chat = caller.allows(AGENT.plural, "chat", None, chat.agent_namespace, chat.agent_name)
+    if action != "delete" and may_chat and caller.is_trusted(CHATS.name, action):
         return chat
     raise ForbiddenError(f"Not authorized: this needs sinas.chats.{action}:own")
 
 
+def may_talk(caller: Caller, user_id: UUID) -> bool:
+    """Whether a chat of this user is the caller's to talk in; not for code of somebody who may not change it."""
+    return user_id == caller.id and caller.is_trusted(CHATS.name, "update")
+
+
 async def own_chat(db: Db, caller: Caller, chat_id: UUID) -> ChatRow:
     """A chat of the caller, locked, for talking in it. Raises 404."""
-    query = select(ChatRow).where(ChatRow.id == chat_id, ChatRow.user_id == caller.id, alive())
-    chat = await db.scalar(query.with_for_update())
-    if chat is None:
+    chat = await db.scalar(select(ChatRow).where(ChatRow.id == chat_id, alive()).with_for_update())
+    if chat is None or not may_talk(caller, chat.user_id):
         raise NotFoundError("chat not found")
     return chat
 

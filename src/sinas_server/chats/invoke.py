@@ -5,7 +5,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from sinas_server.agents.kind import AgentSpec
-from sinas_server.chats.chat import Wanted, alive, chat_agent, create_chat
+from sinas_server.chats.chat import Wanted, alive, chat_agent, create_chat, may_talk
 from sinas_server.chats.send import answered, finished
 from sinas_server.chats.start import start_turn
 from sinas_server.chats.tables import ChatRow
@@ -27,7 +27,7 @@ async def _session(db: Db, caller: Caller, agent: Resource[AgentSpec], body: Inv
         .where(ChatRow.agent_id == agent.id, ChatRow.session_key == body.session_key, ChatRow.archived.is_(False))
         .with_for_update()
     )
-    if known is not None and known.user_id != caller.id:
+    if known is not None and not may_talk(caller, known.user_id):
         raise ForbiddenError("this session key belongs to a conversation of another user")
     if known is not None and not body.reset and await db.scalar(select(alive()).where(ChatRow.id == known.id)):
         return known

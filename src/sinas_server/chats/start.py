@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.db import is_lost
-from sinas_server.chats.chat import own_chat
+from sinas_server.chats.chat import may_talk, own_chat
 from sinas_server.chats.content import Content, stored
 from sinas_server.chats.ending import Ending, end_open
 from sinas_server.chats.live import turn_topic
@@ -65,7 +65,7 @@ async def start_now(
 ) -> Started:
     """Like `start_turn`, for a chat of the caller: two round trips where nothing stands in the way."""
     talk = await read_talk(runtime.database, chat_id)
-    if talk is None or talk.chat.user_id != caller.id:
+    if talk is None or not may_talk(caller, talk.chat.user_id):
         raise NotFoundError("chat not found")
     agent = allowed_agent(caller, talk.chat, talk.agent)
     if not talk.busy:

@@ -34,7 +34,7 @@ async def bootstrap(runtime: Runtime) -> None:
     """
     async with runtime.database.unit() as db:
         await db.execute(select(func.pg_advisory_xact_lock(LOCK)))
-        for name, keys in default_permissions(runtime).items():
+        for name, keys in default_permissions(runtime.kinds.values(), runtime.resources).items():
             await _ensure_role(db, name, keys)
         admin_id = await _ensure_administrator(db, runtime.settings.superadmin_email.lower())
         if runtime.settings.embedded:

@@ -1,8 +1,11 @@
 """Every permission there is, and which of them the built-in roles hold by default; both are read off the kinds."""
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, Field
 
 from sinas_server.kernel.access import AccessResource
+from sinas_server.kernel.kind import AnyKind
 from sinas_server.kernel.runtime import Runtime
 
 ADMINS, USERS, GUESTS = "Admins", "Users", "GuestUsers"
@@ -66,16 +69,16 @@ def permission_reference(runtime: Runtime) -> list[PermissionReference]:
     ]
 
 
-def default_permissions(runtime: Runtime) -> dict[str, list[str]]:
-    """The permissions of the built-in roles in a new installation, by role."""
+def default_permissions(kinds: Iterable[AnyKind], resources: Iterable[AccessResource]) -> dict[str, list[str]]:
+    """The permissions of the built-in roles in a new installation with these kinds and resources, by role."""
     of_kinds = [
         f"sinas.{kind.plural}.{action}:{'all' if action == 'chat' else 'own'}"
-        for kind in runtime.kinds.values()
+        for kind in kinds
         if not kind.admin_only
         for action in kind.actions
         if action not in kind.withheld
     ]
-    of_others = [f"sinas.{resource.name}.{may}" for resource in runtime.resources for may in resource.users_may]
+    of_others = [f"sinas.{resource.name}.{may}" for resource in resources for may in resource.users_may]
     return {
         ADMINS: [EVERYTHING],
         USERS: sorted(of_kinds + of_others),

@@ -25,6 +25,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from sinas_server.identity.tables import (
     ApiKeyRow,
@@ -37,7 +38,7 @@ from sinas_server.identity.tables import (
 )
 from sinas_server.identity.tokens import KEY_START, SessionToken, read_token
 from sinas_server.kernel.access import Caller, GrantSet, Via, grant_set
-from sinas_server.kernel.errors import UnauthorizedError
+from sinas_server.kernel.errors import ForbiddenError, UnauthorizedError
 from sinas_server.kernel.runtime import Credentials, Runtime
 from sinas_server.kit.clock import now
 from sinas_server.kit.crypto import hash_token
@@ -49,12 +50,14 @@ FUNCTION_BARRED = frozenset(
     {
         *("users", "roles", "permissions", "api_keys", "audit"),
         *("config", "packages", "dependencies"),
-        *("secrets", "database_connections", "llm_providers"),
+        *("secrets", "database_connections", "llm_providers", "budgets"),
         *("system", "workers", "containers", "queue", "request_logs"),
         *("tool_approvals", "pending_inputs"),
+        "functions.shared_pool",
     }
 )
-"""What code of users cannot reach, whatever its caller may do: identity, secrets, the installation, and approvals."""
+"""What code of users cannot reach, whatever its caller may do: identity, secrets, the installation, approvals, and
+making code that is trusted with more."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,10 @@ def _roles() -> ColumnElement[Sequence[str]]:
 
 
 def _owner_grants(owner_ids: Column) -> ColumnElement[object]:
-    """A JSON array with the grants of each owner; an owner who is gone or inactive has none."""
-    owner = func.unnest(owner_ids).table_valued(column("id", Uuid), name="owner").render_derived()
+    """A JSON array with the grants of each owner, in order; an owner who is gone or inactive has none."""
+    owner = (
+        func.unnest(owner_ids).table_valued(column("id", Uuid), with_ordinality="place", name="owner").render_derived()
+    )
     keys = (
         select(RolePermissionRow.permission_key)
         .join(UserRoleRow, UserRoleRow.role_id == RolePermissionRow.role_id)
@@ -117,7 +122,11 @@ def _owner_grants(owner_ids: Column) -> ColumnElement[object]:
         .correlate(owner)
     )
     each = func.array(keys.scalar_subquery(), type_=ARRAY(Text))
-    return select(func.json_agg(each, type_=postgresql.JSON())).select_from(owner).scalar_subquery()
+    return (
+        select(func.json_agg(aggregate_order_by(each, owner.c.place), type_=postgresql.JSON()))
+        .select_from(owner)
+        .scalar_subquery()
+    )
 
 
 def _statement(credential: Column, key_id: Column, owner_ids: Column | None = None) -> Select[*tuple[object, ...]]:
@@ -211,8 +220,14 @@ async def identify(runtime: Runtime, credentials: Credentials) -> Identified:
 
 
 async def authenticate(runtime: Runtime, credentials: Credentials) -> Caller:
-    """Who is calling (`kernel.runtime.Authenticate`). Raises `UnauthorizedError`."""
-    return (await identify(runtime, credentials)).caller
+    """Who is calling (`kernel.runtime.Authenticate`). Raises `UnauthorizedError`.
+
+    A key that holds nothing is good for `/auth/me` only, which asks `identify`: anything else is a `ForbiddenError`.
+    """
+    caller = (await identify(runtime, credentials)).caller
+    if caller.via == "api_key" and not caller.grants[-1].grants:
+        raise ForbiddenError("Not authorized: this API key holds no permission")
+    return caller
 
 
 async def act_for(runtime: Runtime, principal: Principal, via: Via) -> Caller:
@@ -264,9 +279,11 @@ def _identified(rows: Sequence[_Found], via: Via) -> Identified:
     if not rows:
         raise UnauthorizedError(INVALID)
     row = rows[0]
-    grants = [grant_set(row.grants), *map(grant_set, row.owner_grants or ())]
+    grants = [grant_set(row.grants)]
     if row.key_id is not None:
         grants.append(granted(row.key_permissions))
+    owners = tuple(row.owner_ids or ())
+    held = zip(owners, row.owner_grants or (), strict=True)
     caller = Caller(
         id=row.id,
         email=row.email,
@@ -276,7 +293,8 @@ def _identified(rows: Sequence[_Found], via: Via) -> Identified:
         barred=FUNCTION_BARRED if via == "function" else frozenset(),
         credential=row.credential,
         api_key=row.key_id,
-        owners=tuple(row.owner_ids or ()),
+        owners=owners,
+        lent=tuple((owner, grant_set(keys)) for owner, keys in held if owner != row.id),
         depth=row.depth,
     )
     profile = Profile(

@@ -134,7 +134,7 @@ async def reference(runtime: Run, caller: CurrentCaller) -> list[PermissionRefer
 async def defaults(runtime: Run, caller: CurrentCaller) -> dict[str, list[str]]:
     """What the built-in roles hold in a new installation, by role."""
     caller.require("roles", "read", caller.id)
-    return default_permissions(runtime)
+    return default_permissions(runtime.kinds.values(), runtime.resources)
 
 
 @roles_router.post("", status_code=201, summary="Create a role")

@@ -6,7 +6,7 @@ covers one or more; a key without a path (or whose path is all wildcards) covers
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 from uuid import UUID
@@ -18,7 +18,6 @@ from sinas_server.kernel.errors import ForbiddenError, InvalidError
 
 Scope = Literal["own", "all"]
 MAX_KEY_LENGTH = 512
-MAX_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,6 @@ class Permission:
     path: tuple[str, ...] | None
     action: str
     scope: str
-
-    @property
-    def has_wildcards(self) -> bool:
-        """Whether it stands for more than one permission, beyond every path and both scopes."""
-        return "*" in (*self.dotted, self.action, *(self.path or ()))
 
     @classmethod
     def parse(cls, key: str) -> "Permission":
@@ -102,16 +96,72 @@ def check_key(key: str, location: tuple[str | int, ...]) -> str:
     return key
 
 
+@dataclass
+class _Paths:
+    """The paths that grants of one resource and action reach, as a tree of segments; each set holds scopes."""
+
+    here: set[str] = field(default_factory=set)
+    """For the path that ends here."""
+    below: set[str] = field(default_factory=set)
+    """For every longer one: a trailing `*`."""
+    next: dict[str, "_Paths"] = field(default_factory=dict)
+
+    def add(self, path: tuple[str, ...], scope: str) -> None:
+        """Take in a grant for this path."""
+        rest = path[1:]
+        if path == ("*",):
+            self.below.add(scope)
+        elif not path:
+            self.here.add(scope)
+        else:
+            self.next.setdefault(path[0], _Paths()).add(rest, scope)
+
+    def reach(self, path: tuple[str, ...], scopes: frozenset[str]) -> bool:
+        """Whether one of the grants is for this path."""
+        if not path:
+            return not scopes.isdisjoint(self.here)
+        if not scopes.isdisjoint(self.below):
+            return True
+        named, every = self.next.get(path[0]), self.next.get("*")
+        return (named is not None and named.reach(path[1:], scopes)) or (
+            every is not None and every.reach(path[1:], scopes)
+        )
+
+
+_GRANTING = {"own": frozenset(("own", "all")), "all": frozenset(("all",))}
+"""Scope asked for → those that grant it."""
+
+
 class GrantSet:
-    """What someone holds. Answers are remembered, since the same few questions come again and again."""
+    """What someone holds, arranged so that a question costs a few look-ups however many grants there are.
+
+    It answers as `Permission.covers` of each grant would, which is the definition.
+    """
 
     def __init__(self, keys: frozenset[str]) -> None:
         """`keys`: permission keys; one that is malformed grants nothing."""
         self.keys = keys
         self.grants = tuple(_well_formed(keys))
-        self._plain = frozenset(grant for grant in self.grants if not grant.has_wildcards)
-        self._wild = tuple(grant for grant in self.grants if grant.has_wildcards)
-        self._known: dict[Permission, bool] = {}
+        self._everywhere: dict[tuple[str, ...], set[str]] = {}
+        """Resource and action → scopes of grants without a path."""
+        self._prefixes: dict[tuple[str, ...], set[str]] = {}
+        """Resource → scopes of grants without a path whose action is `*`: they reach everything below."""
+        self._paths: dict[tuple[str, ...], _Paths] = {}
+        """Resource and action → the grants with a path."""
+        self._rest: list[Permission] = []
+        """Grants with a `*` for a part of the resource; few hold any."""
+        for grant in self.grants:
+            self._take_in(grant)
+
+    def _take_in(self, grant: Permission) -> None:
+        if "*" in grant.dotted:
+            self._rest.append(grant)
+        elif grant.path is not None:
+            self._paths.setdefault((*grant.dotted, grant.action), _Paths()).add(grant.path, grant.scope)
+        elif grant.action == "*":
+            self._prefixes.setdefault(grant.dotted, set()).add(grant.scope)
+        else:
+            self._everywhere.setdefault((*grant.dotted, grant.action), set()).add(grant.scope)
 
     def allows(self, key: str) -> bool:
         """Whether one of the grants covers the permission `key`. Raises ValueError for a malformed one."""
@@ -119,20 +169,20 @@ class GrantSet:
 
     def covers(self, wanted: Permission) -> bool:
         """The same for a permission already taken apart."""
-        known = self._known.get(wanted)
-        if known is None:
-            if len(self._known) >= MAX_REMEMBERED:
-                self._known.clear()
-            known = self._known[wanted] = self._find(wanted)
-        return known
-
-    def _find(self, wanted: Permission) -> bool:
-        # A plain grant is found by equality: with the path or for every path, in the scope or in `all`.
-        paths = (None,) if wanted.path is None else (wanted.path, None)
-        scopes = {wanted.scope, "all"}
-        return any(
-            Permission(wanted.dotted, path, wanted.action, scope) in self._plain for path in paths for scope in scopes
-        ) or any(grant.covers(wanted) for grant in self._wild)
+        scopes = _GRANTING[wanted.scope]
+        asked = (*wanted.dotted, wanted.action)
+        if not scopes.isdisjoint(self._everywhere.get(asked, ())):
+            return True
+        if self._prefixes and any(
+            not scopes.isdisjoint(self._prefixes.get(asked[:length], ())) for length in range(1, len(asked))
+        ):
+            return True
+        if wanted.path is not None and self._paths:
+            for action in (wanted.action, "*"):
+                paths = self._paths.get((*wanted.dotted, action))
+                if paths is not None and paths.reach(wanted.path, scopes):
+                    return True
+        return any(grant.covers(wanted) for grant in self._rest)
 
 
 def _well_formed(keys: Iterable[str]) -> Iterable[Permission]:
@@ -149,7 +199,7 @@ def _grant_set(keys: frozenset[str]) -> GrantSet:
 
 
 def grant_set(keys: Iterable[str]) -> GrantSet:
-    """The grants behind these keys; equal sets share one object and what it remembers."""
+    """The grants behind these keys; equal sets share one object, so that it is arranged once."""
     return _grant_set(frozenset(keys))
 
 
@@ -171,16 +221,19 @@ class Caller:
     id: UUID
     email: str
     grants: tuple[GrantSet, ...]
+    """The caller's own, and those of the API key he uses."""
     via: Via = "session"
     roles: tuple[str, ...] = ()
     barred: frozenset[str] = frozenset()
-    """Resources (`api_keys`) out of reach whatever the grants say."""
+    """Resources (`api_keys`) and actions (`functions.shared_pool`) out of reach whatever the grants say."""
     credential: UUID | None = None
     """The API key, the session, or the execution whose token this is."""
     api_key: UUID | None = None
     """The API key at the beginning of the chain, so that work started now keeps to its rights later."""
     owners: tuple[UUID, ...] = ()
-    """The owners of the functions in between; their grants are among `grants`."""
+    """The owners of the functions in between."""
+    lent: tuple[tuple[UUID, GrantSet], ...] = ()
+    """What those of them hold who are not the caller. What is the caller's is not theirs: it takes `:all` of them."""
     depth: int = 0
     """How many executions wait for this call; 0 outside of functions."""
     attributes: dict[str, str] = field(default_factory=dict, compare=False)
@@ -193,32 +246,64 @@ class Caller:
         """The same for a permission already taken apart."""
         if self.barred and self._is_barred(wanted):
             return False
-        return bool(self.grants) and all(grants.covers(wanted) for grants in self.grants)
+        return (
+            bool(self.grants)
+            and all(grants.covers(wanted) for grants in self.grants)
+            and (not self.lent or self._is_trusted_with(wanted))
+        )
+
+    def _is_trusted_with(self, wanted: Permission) -> bool:
+        everybodys = replace(wanted, scope="all")
+        return all(grants.covers(everybodys) for _, grants in self.lent)
 
     def _is_barred(self, wanted: Permission) -> bool:
         # `sinas.*` reaches what is barred too, so it is not held as a whole.
         service, resource = wanted.dotted[0], (*wanted.dotted, wanted.action)[1]
-        return service in ("sinas", "*") and (resource == "*" or resource in self.barred)
+        if service not in ("sinas", "*"):
+            return False
+        if resource == "*" or resource in self.barred or f"{resource}.{wanted.action}" in self.barred:
+            return True
+        return wanted.action == "*" and any(entry.startswith(f"{resource}.") for entry in self.barred)
 
     def allows(self, resource: str, action: str, owner: UUID | None, *path: str) -> bool:
         """Whether the caller may do `action` to what stands at `path` and belongs to `owner`."""
         parts = tuple("/".join(path).split("/")) if path else None
-        return self.holds(Permission(("sinas", resource), parts, action, "all")) or (
-            owner == self.id and self.holds(Permission(("sinas", resource), parts, action, "own"))
+        everybodys = Permission(("sinas", resource), parts, action, "all")
+        if self.barred and self._is_barred(everybodys):
+            return False
+        own = replace(everybodys, scope="own")
+        return (
+            bool(self.grants)
+            and all(grants.covers(own if owner == self.id else everybodys) for grants in self.grants)
+            and all(grants.covers(own if owner == lender else everybodys) for lender, grants in self.lent)
         )
+
+    def is_trusted(self, resource: str, action: str, *path: str) -> bool:
+        """Whether the owners of the functions in between may do this to what belongs to the caller.
+
+        For what only whoever has it can do at all, so that no permission of the caller is asked for.
+        """
+        parts = tuple("/".join(path).split("/")) if path else None
+        return self._is_trusted_with(Permission(("sinas", resource), parts, action, "all"))
 
     def require(self, resource: str, action: str, owner: UUID | None, *path: str) -> None:
         """Raise `ForbiddenError` unless `allows`."""
         if not self.allows(resource, action, owner, *path):
             target = "/".join((resource, *path))
             scope = "own" if owner == self.id else "all"
-            raise ForbiddenError(f"Not authorized: this needs sinas.{target}.{action}:{scope}")
+            raise ForbiddenError(f"Not authorized: this needs sinas.{target}.{action}:{scope}{self._hint()}")
+
+    def _hint(self) -> str:
+        return "; inside of a function of somebody else its owner needs it too, as `:all` for what is yours" * bool(
+            self.lent
+        )
 
     def visible(self, resource: str, action: str, columns: OwnedColumns) -> ColumnElement[bool]:
         """The rule of `allows` as a WHERE clause, so that lists are filtered and paged in the database."""
-        if resource in self.barred or not self.grants:
+        if not {resource, f"{resource}.{action}"}.isdisjoint(self.barred) or not self.grants:
             return false()
-        return and_(true(), *(_visible(grants, self.id, resource, action, columns) for grants in self.grants))
+        holders = (*((self.id, grants) for grants in self.grants), *self.lent)
+        return and_(true(), *(_visible(grants, holder, resource, action, columns) for holder, grants in holders))
 
 
 def _visible(grants: GrantSet, me: UUID, resource: str, action: str, columns: OwnedColumns) -> ColumnElement[bool]:

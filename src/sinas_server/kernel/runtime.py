@@ -14,6 +14,7 @@ from sinas_server.backends.llm.open import ModelPool
 from sinas_server.backends.mail import Mailer
 from sinas_server.backends.oidc import OidcProvider
 from sinas_server.backends.queue import Wake
+from sinas_server.backends.render import Renderer
 from sinas_server.backends.sandbox import Sandbox
 from sinas_server.backends.stream import EventStreams, Signals
 from sinas_server.kernel.access import AccessResource, Caller
@@ -58,6 +59,7 @@ class Runtime:
     wake: Wake
     redis: Redis
     mailer: Mailer
+    renderer: Renderer
     authenticate: Authenticate
     kinds: Mapping[str, Kind[Any]] = field(default_factory=dict)
     resources: tuple[AccessResource, ...] = ()

@@ -57,4 +57,4 @@ def render(source: str, variables: Mapping[str, object], *, autoescape: bool = F
         text.encode()  # a literal can hold half a character, which nobody could be sent
         return text
     except ERRORS as error:
-        raise TemplateRenderError(str(error)) from error
+        raise TemplateRenderError(str(error) or type(error).__name__) from error

@@ -12,7 +12,7 @@ from sqlalchemy import insert
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.llm import Answer, TextDelta, Usage
 from sinas_server.backends.stream import START, StreamEvent
-from sinas_server.chats.chat import Wanted, create_chat
+from sinas_server.chats.chat import Wanted, create_chat, may_talk
 from sinas_server.chats.content import stored
 from sinas_server.chats.events import payload
 from sinas_server.chats.follow import happenings
@@ -71,7 +71,7 @@ async def _chat_of(runtime: Runtime, caller: Caller, agent: Resource[AgentSpec],
     except ValueError as error:
         raise InvalidError([(("header", HEADER), "must be the id of a chat")]) from error
     talk = await read_talk(runtime.database, known)
-    if talk is None or talk.chat.user_id != caller.id:
+    if talk is None or not may_talk(caller, talk.chat.user_id):
         raise NotFoundError("chat not found")
     if talk.chat.agent_id != agent.id:
         raise ParameterError(HEADER, "this chat is with another agent")

@@ -19,6 +19,9 @@ class WorkSettings(BaseSettings):
     config_file: Path | None = Field(None, description="YAML configuration of this deployment.")
     auto_apply_config: bool = Field(False, description="Apply `CONFIG_FILE` at every start.")
 
+    # Templates
+    template_timeout: int = Field(5, ge=1, le=60, description="How long rendering a template may take, in seconds.")
+
     # Processes and queues
     uvicorn_workers: int | None = Field(
         None, ge=1, description="API processes. Default: 1 embedded, 4 clustered (for each `sinas api`)."

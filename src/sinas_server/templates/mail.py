@@ -8,20 +8,21 @@ from sinas_server.identity.mail import Letter, open_letter
 from sinas_server.kernel import lookup
 from sinas_server.kernel.errors import SinasError
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.templates.kind import TEMPLATE
-from sinas_server.templates.render import Rendered, render
+from sinas_server.kernel.store import Resource
+from sinas_server.templates.kind import TEMPLATE, TemplateSpec
+from sinas_server.templates.render import Variables, render
 
 log = structlog.get_logger()
+MAX_SUBJECT = 255
 
 
-def mail_of(rendered: Rendered, to: str, subject: str) -> Mail:
-    """The rendered template as a mail; `subject` is for templates without a title."""
-    import css_inline  # lazy: only those who send templates need it
-
-    # Mail programs ignore style sheets, so rules become attributes; nothing is fetched from anywhere.
-    inliner = css_inline.CSSInliner(load_remote_stylesheets=False, keep_at_rules=True)
-    title = " ".join((rendered.title or "").split())
-    return Mail(to=to, subject=title or subject, text=rendered.text, html=inliner.inline(rendered.html))
+async def write_mail(
+    runtime: Runtime, template: Resource[TemplateSpec], variables: Variables, to: str, subject: str
+) -> Mail:
+    """The template as a mail; `subject` is for templates without a title. Raises what `render` raises."""
+    rendered = await render(runtime.renderer, template, variables, for_mail=True)
+    title = "".join(letter for letter in " ".join((rendered.title or "").split()) if letter.isprintable())
+    return Mail(to=to, subject=title[:MAX_SUBJECT] or subject, text=rendered.text, html=rendered.html)
 
 
 async def send_letter(runtime: Runtime, payload: dict[str, JsonValue]) -> None:
@@ -38,7 +39,8 @@ async def _worded(runtime: Runtime, letter: Letter) -> Mail:
         reason = "it is not there, or not active"
     else:
         try:
-            mail = mail_of(render(template, letter.variables), letter.plain.to, letter.plain.subject)
+            plain = letter.plain
+            mail = await write_mail(runtime, template, letter.variables, plain.to, plain.subject)
         except SinasError as error:
             reason = str(error).replace(letter.essential, "***")  # a schema's complaint shows what it complains of
         else:

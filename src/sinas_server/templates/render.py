@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from sinas_server.kernel.errors import BadRequestError, InvalidError
+from sinas_server.backends.render import Part, Renderer, RendererBusyError, RenderFailedError
+from sinas_server.kernel.errors import BadRequestError, InvalidError, UnavailableError
 from sinas_server.kernel.store import Resource
-from sinas_server.kit import jinja
 from sinas_server.kit.schema import violations
 from sinas_server.templates.kind import TemplateSpec
 
@@ -29,25 +29,21 @@ class Rendered:
     text: str | None
 
 
-def render(template: Resource[TemplateSpec], variables: Variables) -> Rendered:
-    """The document. Raises `InvalidError` for variables that break the schema, and `RenderError`."""
+async def render(
+    renderer: Renderer, template: Resource[TemplateSpec], variables: Variables, *, for_mail: bool = False
+) -> Rendered:
+    """The document. Raises `InvalidError` for variables that break the schema, `RenderError`, `UnavailableError`."""
     spec = template.spec
     wrong = violations(spec.variable_schema, dict(variables))
     if wrong:
         raise InvalidError([(("body", "variables", *found.path), found.message) for found in wrong])
-    return Rendered(
-        title=_optional("title", spec.title, variables),
-        html=_part("html_content", spec.html_content, variables, autoescape=True),
-        text=_optional("text_content", spec.text_content, variables),
-    )
-
-
-def _optional(name: str, source: str | None, variables: Variables) -> str | None:
-    return None if source is None else _part(name, source, variables, autoescape=False)
-
-
-def _part(name: str, source: str, variables: Variables, *, autoescape: bool) -> str:
+    sources = {"html_content": spec.html_content, "title": spec.title, "text_content": spec.text_content}
+    parts = {name: Part(source) for name, source in sources.items() if source is not None}
+    parts["html_content"] = Part(spec.html_content, html=True, for_mail=for_mail)
     try:
-        return jinja.render(source, variables, autoescape=autoescape)
-    except jinja.TemplateRenderError as error:
-        raise RenderError(f"{name} cannot be rendered: {error}") from error
+        done = dict(zip(parts, await renderer.render(list(parts.values()), variables), strict=True))
+    except RenderFailedError as error:
+        raise RenderError(f"{list(parts)[error.index]} cannot be rendered: {error}") from error
+    except RendererBusyError as error:
+        raise UnavailableError(str(error), {"Retry-After": "5"}) from error
+    return Rendered(done.get("title"), done["html_content"], done.get("text_content"))

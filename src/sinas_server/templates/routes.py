@@ -13,7 +13,7 @@ from sinas_server.kernel.errors import UnavailableError
 from sinas_server.kernel.http import CurrentCaller, CurrentDb, JsonAnswer, Run, new_router
 from sinas_server.kernel.routes import Models, answer, by_id_router, crud_router, id_of, runtime_list_router, where_of
 from sinas_server.templates.kind import TEMPLATE
-from sinas_server.templates.mail import mail_of
+from sinas_server.templates.mail import write_mail
 from sinas_server.templates.render import render
 
 MODELS = Models(TEMPLATE)
@@ -82,7 +82,7 @@ def _add_render(router: APIRouter, path: str, where: Where, name: str) -> None:
     ) -> Response:
         """Variables that break the template's `variable_schema` are a 422 with the path of each."""
         template = await lookup.use(runtime.database, caller, TEMPLATE, at, "render")
-        made = render(template, body.variables)
+        made = await render(runtime.renderer, template, body.variables)
         return JsonAnswer({"title": made.title, "html_content": made.html, "text_content": made.text})
 
     router.add_api_route(
@@ -108,7 +108,7 @@ def _add_send(router: APIRouter, path: str, where: Where, name: str) -> None:
         template = await lookup.use(runtime.database, caller, TEMPLATE, at, "send")
         if not runtime.settings.has_mail:
             raise UnavailableError("there is no mail server here; set SMTP_HOST")
-        mail = mail_of(render(template, body.variables), body.to, template.name)
+        mail = await write_mail(runtime, template, body.variables, body.to, template.name)
         await post(db, runtime, replace(mail, from_name=body.from_name, from_alias=body.from_alias))
         return JsonAnswer({"message": "The mail is on its way", "to": body.to})
 

@@ -55,6 +55,17 @@ async def test_a_secret_never_comes_out(holder: Example, field: str, admin: Pers
 
 
 @secretive
+async def test_every_change_is_audited(holder: Example, field: str, admin: Person) -> None:
+    await holder.make(admin.http)
+    at = holder.item("first")
+    assert (await admin.http.patch(at, json={field: "another"})).status_code == 200
+    assert (await admin.http.delete(at)).status_code == 204
+    answer = await admin.http.get("/api/v1/audit", params={"target_kind": holder.kind.name})
+    assert [entry["action"] for entry in answer.json()] == ["delete", "update", "create"]
+    assert {entry["actor"] for entry in answer.json()} == {admin.email}
+
+
+@secretive
 async def test_it_is_encrypted_and_readable_inside(
     holder: Example, field: str, admin: Person, runtime: Runtime
 ) -> None:

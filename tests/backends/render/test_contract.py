@@ -1,0 +1,113 @@
+"""What every renderer does: fills templates within limits, whatever they try."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sinas_server.backends.render import Part, Renderer, RenderFailedError
+from sinas_server.backends.render.process import ProcessRenderer
+
+SECONDS = 1.0
+
+
+@pytest.fixture
+async def renderer() -> AsyncIterator[Renderer]:
+    made = ProcessRenderer(SECONDS)
+    yield made
+    await made.close()
+
+
+async def test_parts_are_filled_in_order(renderer: Renderer) -> None:
+    parts = [Part("{{ name }}"), Part("<b>{{ name }}</b>", html=True), Part("plain\n")]
+    assert await renderer.render(parts, {"name": "<Ö>\n"}) == ["<Ö>\n", "<b>&lt;Ö&gt;\n</b>", "plain\n"]
+
+
+async def test_style_sheets_become_attributes_for_mail(renderer: Renderer) -> None:
+    page = "<style>p { color: red }</style><p>{{ name }}</p>"
+    plain, mail = await renderer.render([Part(page, html=True), Part(page, html=True, for_mail=True)], {"name": "<A>"})
+    assert plain == "<style>p { color: red }</style><p>&lt;A&gt;</p>"
+    assert '<p style="color: red;">&lt;A&gt;</p>' in mail
+    with pytest.raises(RenderFailedError) as failed:
+        await renderer.render([Part("fine"), Part("<p style='{{ '{{{' }}'><style>p {color: red}", for_mail=True)], {})
+    assert failed.value.index == 1
+
+
+async def test_many_at_once(renderer: Renderer) -> None:
+    done = await asyncio.gather(*(renderer.render([Part("{{ n }}")], {"n": number}) for number in range(50)))
+    assert done == [[str(number)] for number in range(50)]
+
+
+async def test_the_part_that_fails_is_named(renderer: Renderer) -> None:
+    with pytest.raises(RenderFailedError, match="'name' is undefined") as failed:
+        await renderer.render([Part("fine"), Part("{{ name }}")], {})
+    assert failed.value.index == 1
+    assert await renderer.render([Part("fine")], {}) == ["fine"], "it goes on"
+
+
+async def test_filters_that_are_loaded_late_work(renderer: Renderer) -> None:
+    """The process can load nothing once it renders."""
+    filters = ("urlize", "wordwrap", "pprint", "tojson", "title", "indent", "striptags", "xmlattr", "filesizeformat")
+    values = {"xmlattr": "{'a': 1}", "filesizeformat": "1000"}
+    for name in filters:
+        source = f"{{{{ {values.get(name, 'text')} | {name} }}}}"
+        assert await renderer.render([Part(source, html=True)], {"text": "see https://example.com now"})
+    assert await renderer.render([Part("{{ lipsum(n=1) }}{{ [1, 2] | random }}{{ dict(a=1) }}")], {})
+
+
+GREEDY = {
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops without calls": "{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+    "a number": "{{ 10 ** (10 ** 10) }}",
+    "a repeated text": "{{ 'x' * 10 ** 10 }}",
+    "a wide text": "{{ 'x'.center(10 ** 10) }}",
+    "a wide filter": "{{ 'x' | center(10 ** 10) }}",
+    "a format": "{{ '{:>9999999999}'.format('x') }}",
+    "doubling": "{% set n = namespace(s='x' * 99999) %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "long output": "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
+    "recursion": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "nested HTML": "{{ '<div>' * 99999 }}",
+    "a replacement": "{{ ('x' * 99999) | replace('x', 'y' * 99999) }}",
+}
+
+
+@pytest.mark.parametrize("source", GREEDY.values(), ids=GREEDY)
+async def test_what_takes_too_much_is_stopped(source: str, renderer: Renderer) -> None:
+    with pytest.raises(RenderFailedError):
+        await renderer.render([Part(source, for_mail=True)], {})
+    assert await renderer.render([Part("fine")], {}) == ["fine"]
+
+
+async def test_a_process_that_died_is_replaced(renderer: Renderer) -> None:
+    assert await renderer.render([Part("fine")], {}) == ["fine"]
+    assert isinstance(renderer, ProcessRenderer)
+    (process,) = renderer._idle
+    process.kill()
+    await process.wait()
+    assert await renderer.render([Part("fine")], {}) == ["fine"]
+
+
+async def test_whoever_does_not_wait_leaves_nothing_running(renderer: Renderer) -> None:
+    assert await renderer.render([Part("fine")], {}) == ["fine"]
+    assert isinstance(renderer, ProcessRenderer)
+    (process,) = renderer._idle
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await renderer.render([Part(GREEDY["nested loops"])], {})
+    await process.wait()
+    assert await renderer.render([Part("fine")], {}) == ["fine"]
+
+
+async def test_the_process_can_open_nothing() -> None:
+    """Should a template ever break out of its language."""
+    code = (
+        "from sinas_server.backends.render.child import confine\n"
+        "import socket\n"
+        "confine(512 << 20)\n"
+        "for attempt in (lambda: open('/etc/passwd'), socket.socket, lambda: open('/tmp/x', 'w')):\n"
+        "    try:\n        attempt()\n    except OSError as error:\n        print(error.errno)\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert out.split() == [b"24", b"24", b"24"], "too many open files"
