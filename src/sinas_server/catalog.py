@@ -9,14 +9,18 @@ from sinas_server.admin.system import SYSTEM, system_router
 from sinas_server.agents import routes as agents
 from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
+from sinas_server.chats.approvals import approvals_router
 from sinas_server.chats.chat import CHATS
 from sinas_server.chats.delegate import AgentTools
 from sinas_server.chats.departure import delete_chats
 from sinas_server.chats.expiry import EXPIRY_LOOP
 from sinas_server.chats.invoke import invoke_router
 from sinas_server.chats.jobs import CHAT_JOB
+from sinas_server.chats.pending_input import pending_input_router
+from sinas_server.chats.results import ResultTools
 from sinas_server.chats.routes import chats_router
 from sinas_server.chats.stop import SETTLE_LOOP
+from sinas_server.chats.tools import SystemTools
 from sinas_server.chats.waits import WAITS_LOOP
 from sinas_server.config import routes as config
 from sinas_server.dependencies import routes as dependencies
@@ -87,6 +91,8 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     skills.runtime_router,
     agents.runtime_router,
     chats_router,
+    pending_input_router,
+    approvals_router,
     invoke_router,
     usage.runtime_router,
     *templates.RUNTIME_ROUTERS,
@@ -113,7 +119,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
 ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router, response_router)
 """Mounted at `/adapters/openai`."""
 
-TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools(), AgentTools())
+TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools(), AgentTools(), SystemTools(), ResultTools())
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter, DELIVERY_TASK: deliver_task}
 JOBS: Mapping[str, AnyJob] = {
     "tasks": TASK_JOB,

@@ -164,6 +164,7 @@ async def one_slot(runtime: Runtime) -> AsyncIterator[Worker[Any]]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.timeout(600)  # a hundred turns one after the other
 async def test_fifty_parents_with_a_child_each_finish_at_concurrency_1(
     user: Person, declare: Declare, runtime: Runtime
 ) -> None:
@@ -174,7 +175,7 @@ async def test_fifty_parents_with_a_child_each_finish_at_concurrency_1(
         most = 0
         while not all(task.done() for task in streams):
             most = max(most, len(worker.running))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
     assert [text_of(await task) for task in streams] == ["It says: All done."] * 50
     assert most == 1
     [count] = await runtime.database.rows(
@@ -250,3 +251,98 @@ async def test_a_parent_whose_child_nobody_tells_of_is_found(
 async def statuses(runtime: Runtime) -> list[str]:
     rows = await runtime.database.rows(select(TurnRow.status).order_by(TurnRow.status))
     return [row.status for row in rows]
+
+
+DANGER: list[JsonValue] = [
+    {"when": {"contains": "Buy"}, "answer": "I buy.", "call": [{"tool": "shop/danger", "arguments": {"n": "1"}}]},
+    {"when": {"after_tool": "shop/danger"}, "answer": "Bought."},
+]
+
+
+async def careful(user: Person, declare: Declare, *messages: str) -> tuple[str, list[Event]]:
+    """A chat whose agent's helper needs an approval, and its events until the chat waits for it."""
+    boss = await two(declare, *messages, rules=DANGER, enabled_functions=["shop/danger"])
+    chat_id = await open_chat(user, boss)
+    return chat_id, await stream(user, chat_id, "go")
+
+
+async def decide(person: Person, chat_id: str, call: str, *, approved: bool = True) -> Json:
+    answer = await person.http.post(f"/chats/{chat_id}/approve-tool/{call}", json={"approved": approved})
+    assert answer.status_code == 202, answer.text
+    return cast(Json, answer.json())
+
+
+async def test_what_a_called_agent_asks_is_asked_in_the_chat_of_its_caller(
+    user: Person, admin: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    chat_id, events = await careful(user, declare, "Buy it")
+    names = [event.name for event in events if event.name != "message"]
+    assert names == ["tool_start", "approval_required", "round_suspended", "done"]
+    [asked] = named(events, "approval_required")
+    assert (asked["function_name"], asked["arguments"]) == ("danger", {"n": "1"})
+    [pending] = (await get_chat(user, chat_id))["pending_approvals"]
+    assert pending["tool_call_id"] == asked["tool_call_id"]
+    [listed] = (await user.http.get("/approvals")).json()
+    assert (listed["agent"], listed["chat_id"]) == ("default/helper", (await children(user, chat_id))[0]["id"])
+    path = f"/chats/{chat_id}/approve-tool/{asked['tool_call_id']}"
+    assert (await admin.http.post(path, json={"approved": True})).status_code == 404
+    told = await decide(user, chat_id, asked["tool_call_id"])
+    assert told["resume"] == "queued"
+    went_on = await reread(user, chat_id, told["channel_id"])
+    assert [event.name for event in went_on if event.name != "message"] == ["tool_end", "done"]
+    assert text_of(went_on) == "It says: Bought."
+    assert len(tools.ran) == 1
+
+
+async def test_a_decision_in_the_childs_own_chat_lets_both_go_on(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    chat_id, _ = await careful(user, declare, "Buy it")
+    [child] = await children(user, chat_id)
+    [pending] = (await get_chat(user, child["id"]))["pending_approvals"]
+    told = await decide(user, child["id"], pending["tool_call_id"], approved=False)
+    assert text_of(await reread(user, child["id"], told["channel_id"])) == "Bought."
+    while (chat := await get_chat(user, chat_id))["last_turn"]["status"] != "COMPLETED":
+        await asyncio.sleep(0.01)
+    assert chat["messages"][-1]["content"] == "It says: Bought."
+    assert tools.ran == []
+
+
+async def test_two_called_agents_are_decided_on_one_by_one(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    chat_id, events = await careful(user, declare, "Buy one", "Buy two")
+    first, second = [event["tool_call_id"] for event in named(events, "approval_required")]
+    assert first != second
+    told = await decide(user, chat_id, first)
+    again = await reread(user, chat_id, told["channel_id"])
+    assert [event["tool_call_id"] for event in named(again, "approval_required")] == [second]
+    assert again[-1].data["status"] == "suspended"
+    assert [json.loads(event["result"])["response"] for event in named(again, "tool_end")] == ["Bought."]
+    told = await decide(user, chat_id, second)
+    assert text_of(await reread(user, chat_id, told["channel_id"])) == "It says: Bought. Bought."
+    assert len(tools.ran) == 2
+
+
+async def test_another_message_ends_what_called_agents_ask(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    chat_id, _ = await careful(user, declare, "Buy it")
+    assert text_of(await stream(user, chat_id, "never mind")) == "Hello, I am the agent."
+    [child] = await children(user, chat_id)
+    assert (await get_chat(user, child["id"]))["last_turn"]["status"] == "CANCELLED"
+    assert (await user.http.get("/approvals")).json() == []
+    assert tools.ran == []
+
+
+async def test_always_allowed_holds_for_the_whole_conversation(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    chat_id, events = await careful(user, declare, "Buy it")
+    [asked] = named(events, "approval_required")
+    path = f"/chats/{chat_id}/approve-tool/{asked['tool_call_id']}"
+    told = (await user.http.post(path, json={"approved": True, "always_allow": True})).json()
+    await reread(user, chat_id, told["channel_id"])
+    again = await stream(user, chat_id, "go")
+    assert named(again, "approval_required") == []
+    assert text_of(again) == "It says: Bought."

@@ -45,6 +45,12 @@ RULES: list[dict[str, object]] = [
 ]
 DICE = [{"answer": "I rolled" + " {{ range(100000) | random }}" * 5}]
 """A model that never says the same again."""
+CALL = "call_agent_t__dice"
+BOSS: list[dict[str, object]] = [
+    {"when": {"contains": "go"}, "answer": "I ask.", "call": [{"tool": CALL, "arguments": {"message": "roll"}}]},
+    {"when": {"after_tool": CALL}, "answer": f"It said: {{{{ results['{CALL}'].response }}}}"},
+]
+"""A model that has the one above work for it."""
 ANY: dict[str, object] = {"input_schema": {}, "output_schema": {}}
 FUNCTIONS = {"once": False, "again": True}
 """Name → whether it is idempotent."""
@@ -60,12 +66,20 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def add_agent(stack: Stack, name: str, rules: Sequence[Mapping[str, object]], functions: Sequence[str]) -> None:
+async def add_agent(
+    stack: Stack, name: str, rules: Sequence[Mapping[str, object]], functions: Sequence[str], *agents: str
+) -> None:
     """An agent `t/NAME` whose model follows these rules."""
     config = {"rules": rules, "chunk_size": 8, "delay_ms": 5}
     provider = {"name": name, "provider_type": "scripted", "config": config}
     made = await stack.ask("POST", "/api/v1/llm-providers", provider)
-    agent = {"namespace": "t", "name": name, "llm_provider_id": made["id"], "enabled_functions": functions}
+    agent = {
+        "namespace": "t",
+        "name": name,
+        "llm_provider_id": made["id"],
+        "enabled_functions": functions,
+        "enabled_agents": agents,
+    }
     await stack.ask("POST", "/api/v1/agents", agent)
 
 
@@ -81,6 +95,7 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         await stack.ask("POST", "/api/v1/functions", {"namespace": "t", "name": "echo", "code": code, **ANY})
         await add_agent(stack, "agent", RULES, [f"t/{name}" for name in FUNCTIONS])
         await add_agent(stack, "dice", DICE, [])
+        await add_agent(stack, "boss", BOSS, [], "t/dice")
         yield stack
     finally:
         stack.stop()

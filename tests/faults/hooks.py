@@ -122,7 +122,8 @@ class Hooks:
 
     def agents(self) -> None:
         """The points of a turn."""
-        from sinas_server.chats import ask, loop  # lazy: as above
+        from sinas_server.chats import ask, loop, waits  # lazy: as above
+        from sinas_server.chats.delegate import AgentTools  # lazy: as above
         from sinas_server.chats.journal import Journal  # lazy: as above
 
         setattr(ask, "COALESCE_SECONDS", 0.0)  # noqa: B010 - each piece is sent by itself, however slow the machine is
@@ -134,6 +135,8 @@ class Hooks:
         for name in ("answered", "finished", "closed_step", "waits", "paused", "completed", "failed"):
             self.around(Journal, name, name)
         self.around(FunctionTools, "call_tool", "tool")
+        self.around(AgentTools, "call_tool", "delegate")
+        self.around(waits, "_resume_soon", "resume")
         self.around(RedisStreams, "create", "create", lost_redis)
         self.around(RedisStreams, "expire", "expire", lost_redis)
         self.appends()

@@ -57,7 +57,7 @@ class Invariants:
         calls = [call for answer in answers for call in answer["tool_calls"] or ()]
         results = [message for message in said if message["role"] == "tool"]
         shape = [message["role"] for message in said]
-        assert shape == ["user", *(["assistant", "tool", "tool"] if calls else []), "assistant"], shape
+        assert shape == ["user", *(["assistant", *["tool"] * len(calls)] if calls else []), "assistant"], shape
         assert [result["tool_call_id"] for result in results] == [call["id"] for call in calls]
         spent = self.stack.rows("SELECT step FROM usage WHERE chat_id = %(chat)s ORDER BY step", chat=chat["id"])
         assert [row["step"] for row in spent] == list(range(len(answers))), "each answer is paid once"
@@ -85,6 +85,17 @@ class Invariants:
             else:
                 assert row["name"] == "once", row
                 assert INTERRUPTED in told
+
+    async def delegated(self, chat: Json) -> None:
+        """The one call of a chat's agent began one chat of another agent, which was asked once and answered once."""
+        [told] = [orjson.loads(message["content"]) for message in chat["messages"] if message["role"] == "tool"]
+        rows = self.stack.rows("SELECT id FROM chats WHERE parent_chat_id = %(chat)s", chat=chat["id"])
+        assert [str(row["id"]) for row in rows] == [told["chat_id"]]
+        child = await self.stack.ask("GET", f"/chats/{told['chat_id']}")
+        assert child["last_turn"]["status"] == "COMPLETED"
+        said = [(message["role"], message["content"]) for message in child["messages"]]
+        assert said == [("user", "roll"), ("assistant", told["response"])]
+        assert chat["messages"][-1]["content"] == f"It said: {told['response']}"
 
     def check(self) -> None:
         """Every end came once, and nothing changed after it."""

@@ -81,14 +81,15 @@ async def test_the_model_sees_the_schema_without_what_is_locked(
     assert (tool.locked, tool.defaults) == ({"shop": "main"}, {"limit": 5})
 
 
-async def test_a_value_that_cannot_be_made_leaves_the_tool_out(
+async def test_a_value_that_cannot_be_made_is_the_fault_of_the_tool(
     runtime: Runtime, user: Person, declare: Declare
 ) -> None:
     await declare("f", input_schema=SCHEMA)
     await declare("g")
     locked = {"default/f": {"shop": {"value": "{{ missing }}", "locked": True}}}
-    found = await tools(runtime, user, agent(user.id, "default/f", "default/g", parameters=locked))
-    assert [tool.target for tool in found] == ["default/g"]
+    broken, whole = await tools(runtime, user, agent(user.id, "default/f", "default/g", parameters=locked))
+    assert (broken.target, whole.target, whole.fault) == ("default/f", "default/g", None)
+    assert "'missing' is undefined" in (broken.fault or "")
 
 
 async def test_the_right_of_the_agents_owner_counts(

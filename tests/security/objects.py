@@ -108,6 +108,18 @@ class Objects:
         chat = (await self.owner.http.get(f"/chats/{places['chat_id']}")).json()
         return {**places, "tool_call_id": chat["pending_approvals"][0]["tool_call_id"]}
 
+    async def asking_chat(self) -> Places:
+        """A chat whose agent has asked its user something."""
+        name = self.name()
+        config = {"rules": [{"call": [{"tool": "askUser", "arguments": {"question": "Well?"}}]}]}
+        provider = {"name": name, "provider_type": "scripted", "config": config}
+        made = await self._post(self.admin, "/api/v1/llm-providers", provider)
+        body = {"name": name, "llm_provider_id": made["id"], "system_tools": ["askUser"]}
+        await self._post(self.owner, "/api/v1/agents", body)
+        chat = await self._post(self.owner, f"/agents/default/{name}/chats", {})
+        said = await self._post(self.owner, f"/chats/{chat['id']}/messages", {"content": "go"})
+        return {"chat_id": chat["id"], "tool_call_id": said["pending_inputs"][0]["tool_call_id"]}
+
     async def execution(self) -> Places:
         function = await self.function()
         made = await self._post(self.owner, f"/functions/default/{function['name']}/execute", {"input": {}})
@@ -204,7 +216,8 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/adapters/openai/v1/responses/{", Objects.response),
     ("/adapters/openai/v1/embeddings$", Objects.provider),
     ("/llm-providers/{", Objects.provider),
-    ("/approve-tool/", Objects.waiting_chat),
+    ("/approve-tool/|/approvals/{", Objects.waiting_chat),
+    ("/pending-input/", Objects.asking_chat),
     ("/chats/{", Objects.chat),
     ("/(executions|jobs)/.*/cancel$", Objects.queued_execution),
     ("/dlq/{", Objects.dead_letter),
@@ -268,6 +281,8 @@ BODIES: dict[str, Body] = {
     "chats_send": lambda make, at: {"content": "hello"},
     "chats_stream": lambda make, at: {"content": "hello"},
     "chats_approve": lambda make, at: {"approved": False},
+    "approvals_decide": lambda make, at: {"approved": False},
+    "pending_input_answer": lambda make, at: {"answer": "so"},
     "invoke_agent": lambda make, at: {"message": "hello"},
     "api_keys_create": lambda make, at: {"name": "k"},
     "roles_create": lambda make, at: {"name": make.name()},

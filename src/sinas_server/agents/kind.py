@@ -5,16 +5,17 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo
 from sqlalchemy import select
 
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
-from sinas_server.kernel.fields import JinjaSource, JsonSchema
+from sinas_server.kernel.fields import JinjaSource, JsonSchema, is_stored
 from sinas_server.kernel.kind import IdOf, Kind, Ref, Spec, reference
 from sinas_server.kernel.store import Change, Resource
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Db
+from sinas_server.kit.jinja import check as check_template
 
 Access = Literal["readonly", "readwrite"]
 
@@ -25,7 +26,28 @@ def _named(value: str) -> str:
     return value if "/" in value else f"default/{value}"
 
 
+def _templates(value: JsonValue) -> None:
+    """Raise `ValueError` for a text anywhere in it that is no Jinja2 template."""
+    if isinstance(value, str):
+        check_template(value)
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            _templates(item)
+
+
+def _parameters(value: dict[str, dict[str, JsonValue]], info: ValidationInfo) -> dict[str, dict[str, JsonValue]]:
+    for name, parameters in () if is_stored(info) else value.items():
+        for parameter, given in parameters.items():
+            try:
+                _templates(given)
+            except ValueError as error:
+                raise ValueError(f"{name}: {parameter}: {error}") from error
+    return value
+
+
 Reference = Annotated[str, AfterValidator(_named)]
+Parameters = Annotated[dict[str, dict[str, JsonValue]], AfterValidator(_parameters)]
+"""Tool → parameter → value, or `{value, locked}`."""
 
 
 def _object_from_name(key: str) -> BeforeValidator:
@@ -125,15 +147,24 @@ class AgentSpec(Spec):
     enabled_skills: list[Annotated[EnabledSkill, _object_from_name("skill")]] = Field(
         default=[], description="Skills it has."
     )
-    function_parameters: dict[str, dict[str, JsonValue]] = Field(
+    function_parameters: Parameters = Field(
         default={},
         description="Function → parameter → default value (Jinja2), or `{value, locked}` to hide it from the model.",
     )
-    status_templates: dict[str, str] = Field(
+    approval_policy: dict[str, Literal["allow", "ask", "deny"]] = Field(
+        default={},
+        description="Pattern of tools (`shop__*`, `shop/refund`) → whether a call is carried out, needs the user's "
+        "approval, or is not possible; the first that fits counts. A function's own `requires_approval` stays.",
+    )
+    tool_timeouts: dict[str, Annotated[float, Field(gt=0, le=86_400)]] = Field(
+        default={},
+        description="Pattern of tools → the longest a call may take, in seconds; the first that fits counts.",
+    )
+    status_templates: dict[str, JinjaSource] = Field(
         default={}, description="Tool → what to show while it runs: a Jinja2 template over its arguments."
     )
     enabled_queries: list[Reference] = Field(default=[], description="Queries offered as tools.")
-    query_parameters: dict[str, dict[str, JsonValue]] = Field(
+    query_parameters: Parameters = Field(
         default={}, description="Query → parameter → default value, or `{value, locked}`."
     )
     enabled_stores: list[Annotated[EnabledStore, _object_from_name("store")]] = Field(
@@ -153,7 +184,11 @@ class AgentSpec(Spec):
     default_keep_alive: bool = Field(
         default=False, description="Whether its chats' turns go on after the client disconnects."
     )
-    system_tools: list[str | SystemTool] = Field(default=[], description="Tools of the platform it may use.")
+    system_tools: list[str | SystemTool] = Field(
+        default=[],
+        description="Tools of the platform it may use: `askUser`, `configIntrospection`; names that are not known are "
+        "left out.",
+    )
 
 
 def _references(spec: AgentSpec) -> Iterable[Ref]:

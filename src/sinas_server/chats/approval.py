@@ -1,12 +1,15 @@
 """Decisions of users on calls that need their approval."""
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from sqlalchemy import func, update
 
-from sinas_server.chats.asked import APPROVALS, Resumed, asked_call, go_on, refuse_code, settle_call
+from sinas_server.chats.asked import APPROVALS, Resumed, asked_call, go_on, refuse_code, root_of, settle_call
+from sinas_server.chats.chat import own_chat
 from sinas_server.chats.prepare import usable_agent
 from sinas_server.chats.tables import ChatRow, ToolCallRow
+from sinas_server.chats.waits import resume
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import NotFoundError
 from sinas_server.kernel.outbox import audit
@@ -22,24 +25,27 @@ class Decision:
     always: bool = False
 
 
-async def decide(
-    db: Db, runtime: Runtime, caller: Caller, chat: ChatRow, tool_call_id: str, decision: Decision
-) -> Resumed:
-    """Record a decision. `chat`: the caller's own, locked.
+async def decide(runtime: Runtime, caller: Caller, chat_id: UUID, tool_call_id: str, decision: Decision) -> Resumed:
+    """Record a decision on a call of the caller's chat, or of an agent called in it; the turn goes on if it now can.
 
-    The decision is bound to what is called with which arguments. The turn goes on once no call waits any more.
-    Raises 404 for a call that does not wait, 403 for code that decides about itself.
+    The decision is bound to what is called with which arguments. Raises 404 for a call that does not wait, 403 for
+    code that decides about itself.
     """
     refuse_code(caller, "approve calls")
-    await usable_agent(db, caller, chat)
-    turn, call = await asked_call(db, chat.id, tool_call_id, APPROVALS)
-    if call is None or turn is None:
-        raise NotFoundError("no such call waits for approval")
-    await _record(db, caller, chat, call, decision)
-    return await go_on(db, runtime, turn)
+    async with runtime.database.unit() as db:
+        chat = await own_chat(db, caller, chat_id)
+        root = await root_of(db, chat)
+        await usable_agent(db, caller, root)
+        found = await asked_call(db, chat.id, tool_call_id, APPROVALS)
+        if found is None:
+            raise NotFoundError("no such call waits for approval")
+        turn, call = found
+        await _record(db, caller, root, call, decision)
+        await resume(db, runtime, turn)
+    return await go_on(runtime, chat_id)
 
 
-async def _record(db: Db, caller: Caller, chat: ChatRow, call: ToolCallRow, decision: Decision) -> None:
+async def _record(db: Db, caller: Caller, root: ChatRow, call: ToolCallRow, decision: Decision) -> None:
     await settle_call(
         db,
         call,
@@ -51,11 +57,12 @@ async def _record(db: Db, caller: Caller, chat: ChatRow, call: ToolCallRow, deci
     tool = call.tool or {}
     if decision.approved and decision.always:
         key = f"{tool.get('toolset')}:{tool.get('target')}"
-        allowed = sorted({*chat.always_allowed, key})
-        await db.execute(
-            update(ChatRow).where(ChatRow.id == chat.id).values(always_allowed=allowed),
-            execution_options={"synchronize_session": False},
-        )
+        for chat_id in {root.id, call.chat_id}:
+            chat = root if chat_id == root.id else await db.get_one(ChatRow, chat_id)
+            await db.execute(
+                update(ChatRow).where(ChatRow.id == chat_id).values(always_allowed=sorted({*chat.always_allowed, key})),
+                execution_options={"synchronize_session": False},
+            )
     detail = {
         "tool_call_id": call.tool_call_id,
         "target": tool.get("target"),
@@ -63,4 +70,4 @@ async def _record(db: Db, caller: Caller, chat: ChatRow, call: ToolCallRow, deci
         "always": decision.always,
     }
     action = "approve_tool" if decision.approved else "reject_tool"
-    await audit(db, caller, action, ("chat", str(chat.id)), detail)
+    await audit(db, caller, action, ("chat", str(call.chat_id)), detail)

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Select, insert, select, update
 
 from sinas_server.chats.events import round_suspended
-from sinas_server.chats.record import as_call
-from sinas_server.chats.tables import CallStatus, ChannelRow, Status, ToolCallRow, TurnRow
-from sinas_server.chats.waits import resume, waiting_calls
+from sinas_server.chats.record import as_call, locked_turn
+from sinas_server.chats.tables import CallStatus, ChannelRow, ChatRow, Status, ToolCallRow, TurnRow
+from sinas_server.chats.waits import asked_calls, waiting_calls
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import ForbiddenError
+from sinas_server.kernel.errors import ForbiddenError, NotFoundError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import Wait
 from sinas_server.kernel.unit import Db
@@ -25,31 +25,36 @@ def refuse_code(caller: Caller, what: str) -> None:
         raise ForbiddenError(f"Not authorized: a function cannot {what}, only a user can")
 
 
-async def asked_calls(db: Db, chat_id: UUID, waits: frozenset[Wait]) -> list[ToolCallRow]:
-    """The calls of a chat that wait for the user in one of these ways, in their order."""
-    query = (
-        select(ToolCallRow)
-        .join(TurnRow, TurnRow.id == ToolCallRow.turn_id)
-        .where(
-            ToolCallRow.chat_id == chat_id,
-            ToolCallRow.status == CallStatus.WAITING,
-            ToolCallRow.waits_for.in_([wait.value for wait in waits]),
-            TurnRow.status == Status.SUSPENDED,
-        )
-    )
-    return list(await db.scalars(query.order_by(ToolCallRow.step, ToolCallRow.index)))
+def _suspended(chat_id: UUID) -> Select[TurnRow]:
+    return select(TurnRow).where(TurnRow.chat_id == chat_id, TurnRow.status == Status.SUSPENDED)
+
+
+async def asked_in(db: Db, chat_id: UUID, waits: frozenset[Wait]) -> list[ToolCallRow]:
+    """The calls of a chat, and of agents called in it, that wait for the user in one of these ways."""
+    turn = await db.scalar(_suspended(chat_id))
+    return [] if turn is None else [row for row in await asked_calls(db, turn.id) if row.waits_for in waits]
 
 
 async def asked_call(
     db: Db, chat_id: UUID, tool_call_id: str, waits: frozenset[Wait]
-) -> tuple[TurnRow | None, ToolCallRow | None]:
-    """The suspended turn of a chat, locked, and the call of it if that waits so. The chat is locked."""
-    turn = await db.scalar(
-        select(TurnRow).where(TurnRow.chat_id == chat_id, TurnRow.status == Status.SUSPENDED).with_for_update()
-    )
-    waiting = [] if turn is None else await waiting_calls(db, turn)
-    found = (row for row in waiting if row.tool_call_id == tool_call_id and row.waits_for in waits)
-    return turn, next(found, None)
+) -> tuple[TurnRow, ToolCallRow] | None:
+    """A call that `asked_in` gives, and its turn, locked; None if there is none. The chat is locked."""
+    found = next((row for row in await asked_in(db, chat_id, waits) if row.tool_call_id == tool_call_id), None)
+    if found is None:
+        return None
+    if found.chat_id != chat_id:
+        await db.execute(select(ChatRow.id).where(ChatRow.id == found.chat_id).with_for_update())
+    turn = await locked_turn(db, found.turn_id)
+    still = [] if turn is None else await waiting_calls(db, turn)  # somebody may have been faster
+    call = next((row for row in still if row.index == found.index), None)
+    return None if turn is None or call is None or turn.status != Status.SUSPENDED else (turn, call)
+
+
+async def root_of(db: Db, chat: ChatRow) -> ChatRow:
+    """The chat that the user began, of which a called agent's is a part."""
+    while chat.parent_chat_id is not None and (above := await db.get(ChatRow, chat.parent_chat_id)) is not None:
+        chat = above
+    return chat
 
 
 async def settle_call(db: Db, call: ToolCallRow, **values: object) -> None:
@@ -73,22 +78,30 @@ class Resumed:
     """Whether it goes on."""
 
 
-async def go_on(db: Db, runtime: Runtime, turn: TurnRow) -> Resumed:
-    """Let a suspended turn, locked, go on; while calls of it still wait, ask for them again on a channel of its own."""
-    channel_id = await resume(db, runtime, turn)
-    if channel_id is not None:
-        return Resumed(turn.id, channel_id, queued=True)
-    channel_id = uuid4()
-    waiting = [as_call(row) for row in await waiting_calls(db, turn)]
-    await db.execute(
-        insert(ChannelRow).values(
-            id=channel_id,
-            chat_id=turn.chat_id,
-            turn_id=turn.id,
-            first_step=turn.step,
-            resumed=True,
-            suspended_step=turn.step,
-            asked=[list(event) for event in round_suspended(waiting, channel_id, turn.usage)],
+async def go_on(runtime: Runtime, chat_id: UUID) -> Resumed:
+    """Where a chat's turn goes on after the user has said something to it or to an agent called in it.
+
+    While calls still wait for him, they are asked for again on a channel of its own.
+    """
+    async with runtime.database.unit() as db:
+        await db.execute(select(ChatRow.id).where(ChatRow.id == chat_id).with_for_update())
+        newest = select(TurnRow).where(TurnRow.chat_id == chat_id).order_by(TurnRow.created_at.desc()).limit(1)
+        turn = await db.scalar(newest)
+        if turn is None:
+            raise NotFoundError("the chat was deleted")
+        if turn.status != Status.SUSPENDED:
+            return Resumed(turn.id, turn.channel_id, queued=True)
+        channel_id = uuid4()
+        waiting = [as_call(row) for row in await asked_calls(db, turn.id)]
+        await db.execute(
+            insert(ChannelRow).values(
+                id=channel_id,
+                chat_id=turn.chat_id,
+                turn_id=turn.id,
+                first_step=turn.step,
+                resumed=True,
+                suspended_step=turn.step,
+                asked=[list(event) for event in round_suspended(waiting, channel_id, turn.usage)],
+            )
         )
-    )
     return Resumed(turn.id, channel_id, queued=False)

@@ -9,6 +9,7 @@ import orjson
 from pydantic import JsonValue
 
 from sinas_server.backends.llm import Answer, ToolCall
+from sinas_server.chats.ending import abandon
 from sinas_server.chats.events import Call
 from sinas_server.chats.journal import Journal
 from sinas_server.chats.live import Channel
@@ -17,7 +18,7 @@ from sinas_server.chats.tables import CallStatus
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.tool import CallIdentity, Tool, ToolResult, Wait, Waiting
+from sinas_server.kernel.tool import CallIdentity, Tool, ToolResult, Toolset, Wait, Waiting
 from sinas_server.kit.jinja import TemplateRenderError, render
 
 NOT_APPROVED = "The user did not approve this call, so it was not carried out."
@@ -85,12 +86,12 @@ def _status(tool: Tool, arguments: dict[str, JsonValue]) -> str:
         return f"Using {tool.target}"
 
 
-async def carry_out(runtime: Runtime, caller: Caller, journal: Journal, channel: Channel) -> None:
+async def carry_out(runtime: Runtime, prepared: Prepared, journal: Journal, channel: Channel) -> None:
     """Carry out the calls of the current step that may be, all at once; what becomes of each is journaled at once."""
     one_by_one = asyncio.Lock()  # results get their numbers, and events their places, in one order
 
     async def carry(call: Call) -> None:
-        result = await _result(runtime, caller, journal, call)
+        result = await _result(runtime, prepared, journal, call)
         async with one_by_one:
             if isinstance(result, Waiting):
                 await journal.waits(call, result)
@@ -108,7 +109,7 @@ async def carry_out(runtime: Runtime, caller: Caller, journal: Journal, channel:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _result(runtime: Runtime, caller: Caller, journal: Journal, call: Call) -> ToolResult | Waiting:
+async def _result(runtime: Runtime, prepared: Prepared, journal: Journal, call: Call) -> ToolResult | Waiting:
     if call.requires_approval and not call.approved:
         return ToolResult(NOT_DECIDED if call.approved is None else NOT_APPROVED, is_error=True)
     if not call.intact:
@@ -119,11 +120,34 @@ async def _result(runtime: Runtime, caller: Caller, journal: Journal, call: Call
     toolset = next((known for known in runtime.toolsets if known.name == (call.tool or {}).get("toolset")), None)
     if call.tool is None or toolset is None:
         return ToolResult(f"Error: there is no tool named '{call.name}'", is_error=True)
-    turn = journal.turn
     waited = call.waits_for not in (None, Wait.APPROVAL)
+    if not waited and not prepared.offers(call.tool):
+        return ToolResult(f"Error: the agent may not use '{call.name}' any more", is_error=True)
+    tool = as_tool(call.tool)
+    if tool.fault:
+        return ToolResult(f"Error: {tool.fault}", is_error=True)
+    turn = journal.turn
     identity = CallIdentity(turn.chat_id, turn.id, journal.step, call.index, call.id, waited, call.answer)
+    return await _called(runtime, toolset, prepared.caller, tool, arguments, identity)
+
+
+async def _called(
+    runtime: Runtime,
+    toolset: Toolset,
+    caller: Caller,
+    tool: Tool,
+    arguments: dict[str, JsonValue],
+    identity: CallIdentity,
+) -> ToolResult | Waiting:
     try:
-        result = await toolset.call_tool(runtime, caller, as_tool(call.tool), arguments, identity)
+        async with asyncio.timeout(tool.timeout) as limit:
+            result = await toolset.call_tool(runtime, caller, tool, arguments, identity)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        async with runtime.database.unit() as db:
+            await abandon(db, runtime, identity.turn_id, (identity.step, identity.index))
+        return ToolResult(f"Error: stopped, since it took longer than {tool.timeout:g} seconds", is_error=True)
     except UnavailableError:
         raise
     except SinasError as error:

@@ -44,6 +44,8 @@ class Wanted:
     """Its id, where it follows from what asks for it."""
     parent_chat_id: UUID | None = None
     """The chat whose agent asks for it; it ends with that one."""
+    always_allowed: tuple[str, ...] = ()
+    """Tools (`toolset:target`) that the user has approved for always there."""
 
 
 async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted: Wanted) -> ChatRow:
@@ -66,6 +68,7 @@ async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted
         "expires_at": expires,
         "archived": wanted.archived,
         "parent_chat_id": wanted.parent_chat_id,
+        "always_allowed": list(wanted.always_allowed),
         **({"id": wanted.id} if wanted.id else {}),
     }
     return (await db.execute(insert(ChatRow).values(**values).returning(ChatRow))).scalar_one()

@@ -106,8 +106,14 @@ async def _begin(
     refusal = _refusal(agent, await _chain(db, parent.id))
     if refusal is not None:
         return ToolResult(f"Error: {refusal}", is_error=True)
-    ids = _ids(identity)
-    wanted = Wanted(input=given or {}, id=ids.chat, parent_chat_id=parent.chat_id, title=message.strip()[:100])
+    above = await db.get_one(ChatRow, parent.chat_id)
+    wanted = Wanted(
+        input=given or {},
+        title=message.strip()[:100],
+        id=_ids(identity).chat,
+        parent_chat_id=above.id,
+        always_allowed=tuple(above.always_allowed),
+    )
     try:
         chat = await create_chat(db, caller, agent, wanted)
     except InvalidError as error:

@@ -1,13 +1,12 @@
 """The ends a turn can come to without a final answer of the model: with it ends everything that works for it."""
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 
 from sinas_server.chats.events import Answer, Runs, Segment, content
-from sinas_server.chats.live import Channel
+from sinas_server.chats.live import send_end
 from sinas_server.chats.record import (
     add_results,
     ended,
@@ -18,12 +17,12 @@ from sinas_server.chats.record import (
     touch,
     within,
 )
-from sinas_server.chats.tables import QUEUE, MessageRow, Status, TurnRow
+from sinas_server.chats.tables import QUEUE, ChatRow, MessageRow, Status, TurnRow
 from sinas_server.chats.talk import IS_OPEN
 from sinas_server.chats.waits import tell_parent
 from sinas_server.functions.cancel import cancel_executions
 from sinas_server.functions.tables import ExecutionRow
-from sinas_server.kernel.job import InterruptedWorkError, cancel_topic
+from sinas_server.kernel.job import cancel_topic
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 
@@ -81,6 +80,26 @@ async def abandon(db: Db, runtime: Runtime, turn_id: UUID, call: tuple[int, int]
         await end_open(db, runtime, child, Ending(Status.CANCELLED))
 
 
+async def abandon_deleted(runtime: Runtime, turn_id: UUID) -> None:
+    """Stop what a worker has begun for a turn while its chat was being deleted."""
+    async with runtime.database.unit() as db:
+        if await db.get(TurnRow, turn_id) is None:
+            await abandon(db, runtime, turn_id)
+
+
+async def abandon_chats(db: Db, runtime: Runtime, chats: ColumnElement[bool]) -> None:
+    """Stop everything that works for some chats, which this transaction is about to delete with those begun by them."""
+    tree = select(ChatRow.id).where(chats).cte("tree", recursive=True)
+    tree = tree.union(select(ChatRow.id).where(ChatRow.parent_chat_id == tree.c.id))
+    of_tree = select(tree.c.id)
+    # Turns before chats, as their workers lock them.
+    await db.execute(
+        select(TurnRow.id).where(TurnRow.chat_id.in_(of_tree), IS_OPEN).order_by(TurnRow.created_at).with_for_update()
+    )
+    await cancel_executions(db, runtime, ExecutionRow.chat_id.in_(of_tree) & ExecutionRow.turn_id.is_not(None))
+    db.after_commit(lambda: runtime.signals.signal(cancel_topic(QUEUE)))
+
+
 async def end_open(db: Db, runtime: Runtime, turn: TurnRow, ending: Ending) -> None:
     """End an open turn, locked: its worker does what is left, where it has one."""
     if turn.status == Status.RUNNING:
@@ -102,11 +121,3 @@ async def settle_canceled(db: Db, runtime: Runtime, segment: Segment, said: tupl
     if turn is None or turn.status != Status.CANCELLED or turn.finished_at is not None:
         return None
     return await close(db, runtime, turn, segment, Ending(Status.CANCELLED, partial=said))
-
-
-async def send_end(runtime: Runtime, segment: Segment) -> None:
-    """Tell readers the end; without Redis they find it in the journal."""
-    channel = Channel(runtime, segment.channel_id, patience_seconds=0)
-    with suppress(InterruptedWorkError):
-        await channel.open(segment, interrupted=True)
-        await channel.finish(segment)

@@ -216,7 +216,7 @@ def pending_input(call: Call) -> dict[str, JsonValue]:
     return {
         "question": asked.get("question") or "",
         "options": asked.get("options"),
-        "expires_at": call.wait_until.isoformat() if call.wait_until else None,
+        "expires_at": call.wait_until.isoformat().replace("+00:00", "Z") if call.wait_until else None,
     }
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import insert, select, update
 
 from sinas_server.backends.llm import Answer as ModelAnswer
 from sinas_server.chats.ending import Ending, close, settle_canceled
-from sinas_server.chats.events import Answer, Call, Runs, Segment, round_suspended
+from sinas_server.chats.events import Answer, Call, Runs, Segment
 from sinas_server.chats.record import (
     add_results,
     added,
@@ -24,8 +24,9 @@ from sinas_server.chats.record import (
     touch,
     within,
 )
-from sinas_server.chats.tables import CallStatus, ChannelRow, MessageRow, Status, ToolCallRow, TurnRow
-from sinas_server.chats.waits import settle, tell_parent
+from sinas_server.chats.results import READ_RESULT, page_of
+from sinas_server.chats.tables import CallStatus, MessageRow, Status, ToolCallRow, TurnRow
+from sinas_server.chats.waits import settle, suspend, tell_parent, works
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import ToolResult, Wait, Waiting
 from sinas_server.kernel.unit import Db
@@ -59,6 +60,8 @@ class Journal:
         self.segment = segment
         self.step = turn.step
         self.usage: dict[str, JsonValue] = dict(turn.usage)
+        self.has_pages = False
+        """Whether a result of this attempt is so large that the model got its first page only."""
         self._since = monotonic()
 
     @property
@@ -91,13 +94,17 @@ class Journal:
     async def finished(self, call: Call, result: ToolResult) -> None:
         """Keep the result of a call."""
         order = 1 + sum(known.done for known in self._calls)
-        values: dict[str, object] = {"status": CallStatus.DONE, "finish_order": order}
-        values |= {"result": result.content, "is_error": result.is_error, "finished_on": self.turn.channel_id}
+        size = self.runtime.settings.tool_result_page
+        large = len(result.content) > size and (call.tool or {}).get("toolset") != READ_RESULT.toolset
+        told = page_of(result.content, 1, size, call.id) if large else result.content
+        values: dict[str, object] = {"status": CallStatus.DONE, "finish_order": order, "result": told}
+        values |= {"is_error": result.is_error, "finished_on": self.turn.channel_id}
         usage = self.usage if result.usage is None else summed(self.usage, result.usage)
         async with self.runtime.database.unit() as db:
             await self._still_ours(db, usage=usage)
-            await self._change(db, call, values)
+            await self._change(db, call, {**values, "whole_result": result.content if large else None})
         self.usage = usage
+        self.has_pages = self.has_pages or large
         self._note([replace(call, **values)])  # type: ignore[arg-type]  # the columns are the fields
 
     async def waits(self, call: Call, waiting: Waiting) -> None:
@@ -107,7 +114,9 @@ class Journal:
             options = None if waiting.options is None else list[JsonValue](waiting.options)
             question = {"question": waiting.question, "options": options}
         values: dict[str, object] = {"status": CallStatus.WAITING, "waits_for": waiting.wait, "question": question}
-        values |= dict.fromkeys(("answer", "asked_at", "wait_until"))
+        values |= dict.fromkeys(("answer", "asked_at"))
+        limit = (call.tool or {}).get("timeout") if waiting.wait == Wait.AGENT else None
+        values["wait_until"] = now() + timedelta(seconds=limit) if isinstance(limit, int | float) else None
         async with self.runtime.database.unit() as db:
             await self._still_ours(db)
             await self._change(db, call, values)
@@ -150,26 +159,23 @@ class Journal:
             if await settle(db, self.turn.id, self.step):
                 self._note(await read_calls(within(db), self.turn.id, self.step))
                 return False
-            waiting = [call for call in self._calls if call.status == CallStatus.WAITING]
-            if all(call.waits_for is not None and call.waits_for.is_for_people for call in waiting):
-                segment = await self._suspended(db, waiting)
-            else:
+            if await works(db, self.turn.id, self.step):
                 segment = self.segment
                 await self._still_ours(db, status=Status.WAITING, lease_until=None)
+            else:
+                segment = await self._suspended(db)
         self.segment = segment
         return True
 
-    async def _suspended(self, db: Db, waiting: Sequence[Call]) -> Segment:
+    async def _suspended(self, db: Db) -> Segment:
         """Ask the user, and end the channel."""
-        asked = [call if call.asked_at else await self._asked(db, call) for call in waiting]
-        told = round_suspended(asked, self.turn.channel_id, self.usage)
-        await db.execute(
-            update(ChannelRow)
-            .where(ChannelRow.id == self.turn.channel_id)
-            .values(suspended_step=self.step, asked=[list(event) for event in told])
-        )
-        await self._still_ours(db, status=Status.SUSPENDED, lease_until=None)
-        await touch(db, self.turn.chat_id, active_channel_id=None)
+        people = [call for call in self._calls if call.status == CallStatus.WAITING and call.waits_for != Wait.AGENT]
+        asked = [call if call.asked_at else await self._asked(db, call) for call in people]
+        turn = await locked_turn(db, self.turn.id)
+        if turn is None:
+            raise LostTurnError(str(self.turn.id))
+        told = await suspend(db, turn, asked, self.usage)
+        tell_parent(db, self.runtime, turn)
         end = ("done", {"status": "suspended"})
         return replace(self.segment, suspended_step=self.step, asked=told, end=end)
 
@@ -243,8 +249,10 @@ class Journal:
         shown: list[Call] = []
         for call in calls:
             unique = f"{call.id or 'call'}-{self.turn.id.hex[:8]}-{self.step}-{call.index}"
+            # What a called agent asks the user is answered in its caller's chat, where other ids are known too.
+            is_taken = call.id in known or self.turn.parent_turn_id is not None
             started_on = None if call.requires_approval else self.turn.channel_id
-            shown_id = unique if not call.id or call.id in known else call.id
+            shown_id = unique if not call.id or is_taken else call.id
             shown.append(replace(call, id=shown_id, started_on=started_on))
             known.add(call.id)
         return tuple(shown)

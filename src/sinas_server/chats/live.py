@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
 from uuid import UUID
@@ -108,6 +109,14 @@ class Channel:
                 if monotonic() > deadline:
                     raise InterruptedWorkError(f"the event stream is not available: {error}") from error
                 await asyncio.sleep(RETRY_SECONDS)
+
+
+async def send_end(runtime: Runtime, segment: Segment) -> None:
+    """Tell readers the end; without Redis they find it in the journal."""
+    channel = Channel(runtime, segment.channel_id, patience_seconds=0)
+    with suppress(InterruptedWorkError):
+        await channel.open(segment, interrupted=True)
+        await channel.finish(segment)
 
 
 class Speech:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sinas_server.backends.llm import Answer, Event, Message, ProviderError, TextDelta, ThinkingDelta, Usage
 from sinas_server.chats.ask import ask
 from sinas_server.chats.calls import as_calls, carry_out, cleaned, storable
+from sinas_server.chats.ending import abandon_deleted
 from sinas_server.chats.events import content
 from sinas_server.chats.history import read_history
 from sinas_server.chats.journal import Journal, LostTurnError, Told
@@ -77,6 +78,7 @@ class AgentLoop:
         with suppress(SQLAlchemyError, InterruptedWorkError):  # whoever stopped it settles it otherwise
             if await self.journal.canceled(said, offset, self._cut_off()):
                 await self.channel.finish(self.journal.segment)
+            await abandon_deleted(self.runtime, self.turn.id)
 
     def _cut_off(self) -> ModelCall | None:
         """The call that was not heard to its end, with the tokens that were said so far."""
@@ -124,7 +126,11 @@ class AgentLoop:
                 await self.journal.answered(told)
                 self.speech = self.call = None
                 await self.channel.catch_up(self.journal.segment)
-            await carry_out(self.runtime, prepared.caller, self.journal, self.channel)
+            if prepared.is_old:  # rights count at the time of the call
+                prepared = await prepare(self.runtime, self.turn)
+            await carry_out(self.runtime, prepared, self.journal, self.channel)
+            if self.journal.has_pages:
+                prepared = prepared.reading()
             answer = self.journal.segment.answers[self.journal.step]
             if all(call.done for call in answer.calls):
                 await self.journal.closed_step()

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import cast
 from uuid import UUID
 
 from pydantic import JsonValue
 
 from sinas_server.agents.kind import AGENT, AgentSpec
+from sinas_server.chats.policy import governed
 from sinas_server.chats.prompt import Prompt, agent_context, opening
+from sinas_server.chats.results import READ_RESULT
 from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.chats.talk import Talk, allowed_agent, read_talk
 from sinas_server.identity.resolve import Principal, act_for
@@ -24,6 +27,8 @@ from sinas_server.providers.resolve import Resolved, resolve_now
 from sinas_server.providers.usage import Payer
 from sinas_server.skills.tools import preloaded
 
+FRESH_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -35,6 +40,23 @@ class Prepared:
     prompt: Prompt
     always_allowed: frozenset[str]
     """The tools (`toolset:target`) that need no approval any more in this chat."""
+    at: float = field(default_factory=monotonic)
+    """When that was, in seconds of the monotonic clock."""
+
+    @property
+    def is_old(self) -> bool:
+        """Whether rights may have been withdrawn since for so long that one looks again before a call."""
+        return monotonic() - self.at > FRESH_SECONDS
+
+    def offers(self, tool: Mapping[str, JsonValue]) -> bool:
+        """Whether a journaled tool is one of the agent's now."""
+        wanted = (tool.get("toolset"), tool.get("target"))
+        return any((known.toolset, known.target) == wanted for known in self.prompt.tools.values())
+
+    def reading(self) -> "Prepared":
+        """The same where there is a large result to read on in."""
+        tools = {**self.prompt.tools, READ_RESULT.name: READ_RESULT}
+        return replace(self, prompt=replace(self.prompt, tools=tools))
 
 
 async def usable_agent(db: Db, caller: Caller, chat: ChatRow) -> Resource[AgentSpec]:
@@ -60,7 +82,9 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     found = await resolve_now(runtime.database, agent.spec.llm_provider_id, agent.spec.model)
     values = with_defaults(agent.spec.input_schema, talk.chat.input)
     context = agent_context(agent, await lender(runtime, agent.owner_id), values)
-    tools = await _tools(runtime, caller, context)
+    tools = await _tools(runtime, caller, agent.spec, context)
+    if talk.paged:
+        tools[READ_RESULT.name] = READ_RESULT
     messages = opening(agent.spec, values, await preloaded(runtime, context))
     prompt = Prompt(agent.spec, found.model, messages, tools)
     return Prepared(caller, found, payer_of(turn, agent), prompt, frozenset(talk.chat.always_allowed))
@@ -106,9 +130,11 @@ async def lender(runtime: Runtime, owner_id: UUID | None) -> Caller | None:
         return None
 
 
-async def _tools(runtime: Runtime, caller: Caller, context: AgentContext) -> dict[str, Tool]:
+async def _tools(runtime: Runtime, caller: Caller, agent: AgentSpec, context: AgentContext) -> dict[str, Tool]:
     tools: dict[str, Tool] = {}
     for toolset in runtime.toolsets:
         for tool in await toolset.get_tools(runtime, caller, context):
-            tools.setdefault(tool.name, tool)
+            usable = governed(agent, tool)
+            if usable is not None:
+                tools.setdefault(tool.name, usable)
     return tools

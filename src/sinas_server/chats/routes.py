@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sinas_server.backends.stream import START, Position, StreamLostError, StreamUnavailableError
 from sinas_server.chats import stop
 from sinas_server.chats.approval import Decision, decide
-from sinas_server.chats.asked import APPROVALS, asked_calls
+from sinas_server.chats.asked import APPROVALS, asked_in
 from sinas_server.chats.chat import (
     ChatFilter,
     Wanted,
@@ -20,13 +20,13 @@ from sinas_server.chats.chat import (
     create_chat,
     find_chat,
     list_chats,
-    own_chat,
 )
+from sinas_server.chats.ending import abandon_chats
 from sinas_server.chats.follow import deleted, follow, journaled, replay
 from sinas_server.chats.live import topic
 from sinas_server.chats.send import answered, finished
 from sinas_server.chats.start import Started, start_now
-from sinas_server.chats.tables import QUEUE, ChannelRow, ChatRow, MessageRow, TurnRow
+from sinas_server.chats.tables import ChannelRow, ChatRow, MessageRow, TurnRow
 from sinas_server.chats.views import (
     AgentChatCreateRequest,
     AgentName,
@@ -46,7 +46,6 @@ from sinas_server.chats.views import (
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, InvalidError, NotFoundError
 from sinas_server.kernel.http import CurrentCaller, CurrentDb, Run, new_router
-from sinas_server.kernel.job import cancel_topic
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 
@@ -98,7 +97,7 @@ async def _get(chat_id: ChatId, db: CurrentDb, caller: CurrentCaller) -> ChatWit
     return ChatWithMessages(
         **ChatResponse.of(chat).model_dump(),
         messages=await _said(db, chat.id),
-        pending_approvals=[PendingApprovalResponse.of(call) for call in await asked_calls(db, chat.id, APPROVALS)],
+        pending_approvals=[PendingApprovalResponse.of(call) for call in await asked_in(db, chat.id, APPROVALS)],
         last_turn=None if last is None else TurnResponse.of(last),
     )
 
@@ -127,16 +126,16 @@ async def _update(chat_id: ChatId, body: ChatUpdate, db: CurrentDb, caller: Curr
 
 
 async def _delete(chat_id: ChatId, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> None:
-    """A turn that is running stops."""
-    chat = await find_chat(db, caller, chat_id, "delete", lock=True)
+    """A turn that is running stops, and what it has begun: functions, and the chats of other agents."""
+    chat = await find_chat(db, caller, chat_id, "delete")
     active = chat.active_channel_id
+    await abandon_chats(db, runtime, ChatRow.id == chat.id)
     await db.execute(delete(ChatRow).where(ChatRow.id == chat.id))
     if active is not None:
         db.after_commit(lambda: _end_deleted(runtime, active))
 
 
 async def _end_deleted(runtime: Runtime, channel_id: UUID) -> None:
-    await runtime.signals.signal(cancel_topic(QUEUE))
     try:
         await runtime.streams.append(str(channel_id), [deleted()])
     except (StreamLostError, StreamUnavailableError):
@@ -201,18 +200,16 @@ def _position(last_id: str, last_event_id: str | None) -> Position:
         raise InvalidError([(where, "must be the id of an event, like 1-20")]) from error
 
 
-async def _approve(
+async def approve(
     chat_id: ChatId,
     tool_call_id: ToolCallId,
     body: ToolApprovalRequest,
     runtime: Run,
-    db: CurrentDb,
     caller: CurrentCaller,
 ) -> ApprovalResponse:
     """Once no call of the answer waits any more, the agent goes on: follow the channel."""
-    chat = await own_chat(db, caller, chat_id)
     decision = Decision(body.approved, always=bool(body.always_allow))
-    resumed = await decide(db, runtime, caller, chat, tool_call_id, decision)
+    resumed = await decide(runtime, caller, chat_id, tool_call_id, decision)
     verdict = "approved" if body.approved else "rejected"
     return ApprovalResponse(
         status=verdict,
@@ -262,7 +259,7 @@ def _chats_router() -> APIRouter:
         status_code=202,
         summary="Approve or reject a call",
         name="approve",
-    )(_approve)
+    )(approve)
     router.post("/chats/{chat_id}/stop", summary="Stop the agent", name="stop")(_stop)
     return router
 

@@ -5,7 +5,7 @@ from uuid import UUID
 from fastapi import Request
 from sqlalchemy import select
 
-from sinas_server.chats.asked import APPROVALS, INPUTS, asked_calls
+from sinas_server.chats.asked import APPROVALS, INPUTS, asked_in
 from sinas_server.chats.start import wait_turn
 from sinas_server.chats.tables import MessageRow, Status, TurnRow
 from sinas_server.chats.views import PendingApprovalResponse, PendingInputResponse, SentResponse, message_fields
@@ -42,7 +42,7 @@ async def answered(runtime: Runtime, turn: TurnRow) -> SentResponse:
             .order_by(MessageRow.seq.desc())
             .limit(1)
         )
-        approvals, inputs = [await asked_calls(db, turn.chat_id, waits) for waits in (APPROVALS, INPUTS)]
+        approvals, inputs = [await asked_in(db, turn.chat_id, waits) for waits in (APPROVALS, INPUTS)]
     if message is None:
         raise ConflictError("The turn was stopped before the agent said anything")
     states = {Status.SUSPENDED: "input_required", **dict.fromkeys(UNDER_WAY, "in_progress")}

@@ -5,8 +5,9 @@ from uuid import UUID
 from sqlalchemy import func, or_, select
 
 from sinas_server.backends.stream import START, StreamUnavailableError
-from sinas_server.chats.ending import Ending, end_open, send_end, settle_canceled
+from sinas_server.chats.ending import Ending, end_open, settle_canceled
 from sinas_server.chats.events import spoken
+from sinas_server.chats.live import send_end
 from sinas_server.chats.record import read_channel, read_segment, read_turn
 from sinas_server.chats.start import open_turn, wait_turn
 from sinas_server.chats.tables import Status, TurnRow

@@ -176,7 +176,10 @@ class ToolCallRow(Base):
     """One call a model asked for. Its result, once here, is never asked for again."""
 
     __tablename__ = "tool_calls"
-    __table_args__ = (UniqueConstraint("chat_id", "tool_call_id", name="uq_tool_calls_shown"),)
+    __table_args__ = (
+        UniqueConstraint("chat_id", "tool_call_id", name="uq_tool_calls_shown"),
+        Index("ix_tool_calls_paged", "chat_id", postgresql_where=text("whole_result IS NOT NULL")),
+    )
 
     turn_id: Mapped[UUID] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
@@ -208,6 +211,8 @@ class ToolCallRow(Base):
     """What the user said to it."""
     asked_at: Mapped[datetime | None]
     result: Mapped[str | None]
+    whole_result: Mapped[str | None]
+    """All of it, where `result` is only its first page."""
     is_error: Mapped[bool] = mapped_column(server_default=text("false"))
     started_on: Mapped[UUID | None]
     """The channel that tells of its start; none while it may not be carried out."""

@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import Uuid, and_, bindparam, func, or_, select
 
 from sinas_server.agents.kind import AGENT, AgentSpec
-from sinas_server.chats.tables import OPEN, ChatRow, Status, TurnRow
+from sinas_server.chats.tables import OPEN, ChatRow, Status, ToolCallRow, TurnRow
 from sinas_server.kernel import store
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import NotFoundError
@@ -26,6 +26,10 @@ _TALK = (
         *(column.label(f"chat_{column.name}") for column in _CHAT),
         *(column.label(f"agent_{column.name}") for column in _AGENT),
         select(TurnRow.id).where(TurnRow.chat_id == ChatRow.id, IS_OPEN).exists().label("busy"),
+        select(ToolCallRow.turn_id)
+        .where(ToolCallRow.chat_id == ChatRow.id, ToolCallRow.whole_result.is_not(None))
+        .exists()
+        .label("paged"),
     )
     .join_from(
         ChatRow,
@@ -42,11 +46,12 @@ _TALK = (
 
 @dataclass(frozen=True)
 class Talk:
-    """A chat, its agent unless that is gone, and whether a turn of it has not come to its end."""
+    """A chat, its agent unless that is gone, whether a turn is open, and whether it has results of several pages."""
 
     chat: ChatRow
     agent: Resource[AgentSpec] | None
     busy: bool
+    paged: bool
 
 
 async def read_talk(database: Database, chat_id: UUID) -> Talk | None:
@@ -57,7 +62,12 @@ async def read_talk(database: Database, chat_id: UUID) -> Talk | None:
     values = rows[0]._asdict()
     chat = ChatRow(**{column.name: values[f"chat_{column.name}"] for column in _CHAT})
     agent = ResourceRow(**{column.name: values[f"agent_{column.name}"] for column in _AGENT})
-    return Talk(chat, None if agent.id is None else store.load(database, AGENT, agent), bool(values["busy"]))
+    return Talk(
+        chat,
+        None if agent.id is None else store.load(database, AGENT, agent),
+        bool(values["busy"]),
+        bool(values["paged"]),
+    )
 
 
 def allowed_agent(caller: Caller, chat: ChatRow, agent: Resource[AgentSpec] | None) -> Resource[AgentSpec]:

@@ -5,15 +5,19 @@ the user are written to the call itself. Whoever settles something calls `resume
 Locks are taken in the order chat, turn where a turn is suspended, and of the turn alone where others may run it.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from pydantic import JsonValue
+from sqlalchemy import CTE, ColumnElement, Select, and_, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
-from sinas_server.chats.record import locked_turn, touch
+from sinas_server.chats.events import Asked, Call, round_suspended
+from sinas_server.chats.live import send_end
+from sinas_server.chats.record import as_call, locked_turn, read_channel, read_segment, touch, within
 from sinas_server.chats.tables import QUEUE, CallStatus, ChannelRow, ChatRow, Status, ToolCallRow, TurnRow
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.functions.tables import Status as ExecutionStatus
@@ -67,28 +71,111 @@ async def settle(db: Db, turn_id: UUID, step: int) -> bool:
 
 async def waiting_calls(db: Db, turn: TurnRow) -> list[ToolCallRow]:
     """The calls of a turn that wait, in their order."""
-    query = select(ToolCallRow).where(
-        ToolCallRow.turn_id == turn.id, ToolCallRow.step == turn.step, ToolCallRow.status == CallStatus.WAITING
-    )
+    query = _of_step(turn).where(ToolCallRow.status == CallStatus.WAITING)
     return list(await db.scalars(query.order_by(ToolCallRow.index), execution_options={"populate_existing": True}))
 
 
+async def works(db: Db, turn_id: UUID, step: int) -> bool:
+    """Whether a called agent that a step waits for is at work, rather than waiting for the user itself."""
+    child, call = aliased(TurnRow), ToolCallRow
+    query = (
+        select(child.id)
+        .join(call, and_(call.turn_id == child.parent_turn_id, call.step == child.parent_step))
+        .where(
+            call.turn_id == turn_id,
+            call.step == step,
+            call.index == child.parent_index,
+            call.status == CallStatus.WAITING,
+            child.finished_at.is_(None),
+            child.status != Status.SUSPENDED,
+        )
+    )
+    return await db.scalar(query.limit(1)) is not None
+
+
 async def resume(db: Db, runtime: Runtime, turn: TurnRow) -> UUID | None:
-    """Let a waiting turn, locked, go on if it can: the channel where it does. None if it still waits."""
-    settled = await settle(db, turn.id, turn.step)
-    if turn.status == Status.WAITING and not settled:
+    """Let a waiting turn, locked, go on if it can: the channel where it does. None if it still waits.
+
+    A suspended turn whose user has said all goes on; where a called agent was what he was asked for, it waits for that.
+    A turn whose called agents all wait for the user is suspended with them.
+    """
+    await settle(db, turn.id, turn.step)
+    waiting = await waiting_calls(db, turn)
+    if turn.status == Status.SUSPENDED and any(call.waits_for != Wait.AGENT for call in waiting):
+        return None  # the user is asked for all at once
+    working = await works(db, turn.id, turn.step)
+    pending = await db.scalar(_of_step(turn).where(ToolCallRow.status == CallStatus.PENDING).limit(1))
+    if turn.status == Status.WAITING and pending is None:
+        if not working:
+            await _suspend_too(db, runtime, turn)
         return None
-    if turn.status == Status.SUSPENDED and await waiting_calls(db, turn):  # the user is asked for all at once
+    if pending is None and not working:
         return None
     channel_id = turn.channel_id if turn.status == Status.WAITING else await _next_channel(db, turn)
+    status = Status.WAITING if pending is None else Status.PENDING
     await db.execute(
         update(TurnRow)
         .where(TurnRow.id == turn.id)
-        .values(status=Status.PENDING, run_at=turn.created_at, channel_id=channel_id),
+        .values(status=status, run_at=turn.created_at, channel_id=channel_id),
         execution_options={"synchronize_session": False},
     )
     db.after_commit(lambda: wake(runtime, QUEUE, turn.depth))
+    if turn.status == Status.SUSPENDED:
+        tell_parent(db, runtime, turn)
     return channel_id
+
+
+def _of_step(turn: TurnRow) -> Select[ToolCallRow]:
+    return select(ToolCallRow).where(ToolCallRow.turn_id == turn.id, ToolCallRow.step == turn.step)
+
+
+async def suspend(db: Db, turn: TurnRow, asked: Sequence[Call], usage: Mapping[str, JsonValue]) -> tuple[Asked, ...]:
+    """Suspend a turn, locked, and end its channel with what the user is asked, there and by called agents."""
+    below = [as_call(row) for row in await asked_calls(db, turn.id) if row.turn_id != turn.id]
+    told = round_suspended([*asked, *below], turn.channel_id, usage)
+    await db.execute(
+        update(ChannelRow)
+        .where(ChannelRow.id == turn.channel_id)
+        .values(suspended_step=turn.step, asked=[list(event) for event in told])
+    )
+    await db.execute(
+        update(TurnRow).where(TurnRow.id == turn.id).values(status=Status.SUSPENDED, lease_until=None),
+        execution_options={"synchronize_session": False},
+    )
+    await touch(db, turn.chat_id, active_channel_id=None)
+    return told
+
+
+async def _suspend_too(db: Db, runtime: Runtime, turn: TurnRow) -> None:
+    await suspend(db, turn, [], turn.usage)
+    tell_parent(db, runtime, turn)
+    channel = await read_channel(within(db), turn.channel_id)
+    if channel is not None:
+        segment = await read_segment(within(db), channel, turn)
+        db.after_commit(lambda: send_end(runtime, segment))
+
+
+def _tree(turn_id: UUID) -> CTE:
+    """The suspended turns from this one downwards, each with its step."""
+    tree = select(TurnRow.id, TurnRow.step).where(TurnRow.id == turn_id).cte("tree", recursive=True)
+    child = aliased(TurnRow)
+    return tree.union_all(
+        select(child.id, child.step).where(
+            child.parent_turn_id == tree.c.id, child.parent_step == tree.c.step, child.status == Status.SUSPENDED
+        )
+    )
+
+
+async def asked_calls(db: Db, turn_id: UUID) -> list[ToolCallRow]:
+    """The calls that wait for the user: of this turn, and of the agents called by it."""
+    tree = _tree(turn_id)
+    query = (
+        select(ToolCallRow)
+        .join(tree, and_(tree.c.id == ToolCallRow.turn_id, tree.c.step == ToolCallRow.step))
+        .where(ToolCallRow.status == CallStatus.WAITING, ToolCallRow.waits_for != Wait.AGENT.value)
+        .order_by(ToolCallRow.asked_at, ToolCallRow.turn_id, ToolCallRow.index)
+    )
+    return list(await db.scalars(query, execution_options={"populate_existing": True}))
 
 
 async def _next_channel(db: Db, turn: TurnRow) -> UUID:
@@ -112,7 +199,7 @@ async def _next_channel(db: Db, turn: TurnRow) -> UUID:
 
 
 def tell_parent(db: Db, runtime: Runtime, turn: TurnRow) -> None:
-    """After this transaction, which ends a turn, let the one go on that waits for it."""
+    """After this transaction, which ends, suspends or resumes a turn, do so with the one that waits for it."""
     if turn.parent_turn_id is not None:
         db.after_commit(partial(_resume_soon, runtime, turn.parent_turn_id))
 
@@ -124,25 +211,49 @@ async def _resume_soon(runtime: Runtime, turn_id: UUID) -> None:
 
 async def resume_turn(runtime: Runtime, turn_id: UUID) -> None:
     """`resume` in a transaction of its own."""
+    while not await _resumed(runtime, turn_id):
+        pass
+
+
+async def _resumed(runtime: Runtime, turn_id: UUID) -> bool:
+    """Whether it was done; not if the turn was suspended just now, so that its chat has to be locked first."""
     async with runtime.database.unit() as db:
-        query = select(TurnRow.status, TurnRow.chat_id).where(TurnRow.id == turn_id)
-        seen = (await db.execute(query)).one_or_none()
-        if seen is None or seen.status not in WAITS:
-            return
+        seen = (await db.execute(select(TurnRow.status, TurnRow.chat_id).where(TurnRow.id == turn_id))).one_or_none()
+        if seen is None:
+            return True
         if seen.status == Status.SUSPENDED:
             await db.execute(select(ChatRow.id).where(ChatRow.id == seen.chat_id).with_for_update())
+        # Locked whatever it was: its worker may be about to let it wait, for what was settled a moment too late to see.
         turn = await locked_turn(db, turn_id)
-        if turn is not None and turn.status == seen.status:
-            await resume(db, runtime, turn)
+        if turn is None or turn.status not in WAITS:
+            return True
+        if turn.status == Status.SUSPENDED != seen.status:
+            return False
+        await resume(db, runtime, turn)
+        return True
 
 
 async def _sweep(runtime: Runtime) -> None:
     """Let turns go on that were told nothing: the teller died, or it was only the time that passed."""
-    query = (
-        select(TurnRow.id)
-        .distinct()
-        .join(ToolCallRow, and_(ToolCallRow.turn_id == TurnRow.id, ToolCallRow.step == TurnRow.step))
-        .where(TurnRow.status.in_(WAITS), ToolCallRow.status == CallStatus.WAITING, _settled())
+    child = aliased(TurnRow)
+    below = select(child.id).where(
+        child.parent_turn_id == TurnRow.id, child.parent_step == TurnRow.step, child.finished_at.is_(None)
+    )
+    asking = below.where(child.status == Status.SUSPENDED).exists()
+    working = below.where(child.status != Status.SUSPENDED).exists()
+    settled = select(ToolCallRow.index).where(
+        ToolCallRow.turn_id == TurnRow.id,
+        ToolCallRow.step == TurnRow.step,
+        ToolCallRow.status == CallStatus.WAITING,
+        _settled(),
+    )
+    query = select(TurnRow.id).where(
+        TurnRow.status.in_(WAITS),
+        or_(
+            settled.exists(),
+            and_(TurnRow.status == Status.WAITING, asking, ~working),
+            and_(TurnRow.status == Status.SUSPENDED, working),
+        ),
     )
     for row in await runtime.database.rows(query):
         await resume_turn(runtime, row.id)

@@ -10,7 +10,6 @@ from pydantic import JsonValue
 from sinas_server.functions import execute
 from sinas_server.functions.execute import Order
 from sinas_server.functions.kind import FUNCTION, FunctionSpec
-from sinas_server.functions.parameters import fixed, shown_schema
 from sinas_server.functions.tables import ExecutionRow, Status, Trigger
 from sinas_server.kernel import lookup
 from sinas_server.kernel.access import Caller
@@ -19,6 +18,7 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, tool_name
 from sinas_server.kit.jinja import TemplateRenderError
+from sinas_server.kit.parameters import Fixed, fixed, shown_schema
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ class FunctionTools:
         """
         wanted = cast(Iterable[str], agent.enabled.get("enabled_functions") or ())
         usable = await lookup.lent(runtime.database, agent, FUNCTION, wanted, "execute")
-        return [tool for function in usable if (tool := _tool(function, agent)) is not None]
+        return [_tool(function, agent) for function in usable]
 
     async def call_tool(
         self,
@@ -62,8 +62,8 @@ class FunctionTools:
         return _told(await execute.wait_for_end(runtime, execution_id))
 
 
-def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool | None:
-    """The function as a tool; None if a value that the agent gives it cannot be made."""
+def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool:
+    """The function as a tool; if a value that the agent gives it cannot be made, calls of it say so."""
     spec = function.spec
     parameters = cast(Mapping[str, Mapping[str, JsonValue]], agent.enabled.get("function_parameters") or {})
     templates = cast(Mapping[str, str], agent.enabled.get("status_templates") or {})
@@ -71,11 +71,11 @@ def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool | None:
     declared = parameters.get(function.ref) or (
         parameters.get(function.name, {}) if function.namespace == "default" else {}
     )
+    given, fault = Fixed(), None
     try:
         given = fixed(declared, spec.input_schema, agent.input)
     except TemplateRenderError as error:
-        log.warning("tool left out: a parameter cannot be rendered", function=function.ref, error=str(error))
-        return None
+        fault = f"a value in the agent's function_parameters cannot be made: {error}"
     return Tool(
         name=name,
         description=spec.description or f"Function {function.ref}",
@@ -86,6 +86,7 @@ def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool | None:
         locked=given.locked,
         defaults=given.defaults,
         status=templates.get(function.ref) or templates.get(name),
+        fault=fault,
     )
 
 

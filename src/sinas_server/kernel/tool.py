@@ -52,6 +52,10 @@ class Tool:
     """Arguments used where the model gives none."""
     status: str | None = None
     """What to show while it runs: a Jinja2 template over the arguments."""
+    fault: str | None = None
+    """Why no call can be carried out, where the agent's declaration is to blame."""
+    timeout: float | None = None
+    """The longest a call may take, in seconds; what it calls may have a limit of its own."""
 
 
 @dataclass(frozen=True)

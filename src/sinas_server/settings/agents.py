@@ -17,6 +17,11 @@ class AgentSettings(BaseSettings):
     agent_job_timeout: float = Field(
         600, gt=0, description="Longest work on one turn, in seconds, not counting the time it waits for others."
     )
+    tool_result_page: int = Field(
+        30_000,
+        ge=1_000,
+        description="Characters of a tool's result that the model gets at once; it reads further pages when it wants.",
+    )
     approval_timeout: float = Field(
         86_400, gt=0, description="Seconds for a user to approve a call; after that the agent is told that he did not."
     )

@@ -1,4 +1,4 @@
-"""What an agent fixes about the arguments of a function: defaults, and locked values the model never sees."""
+"""What is fixed about the arguments of a tool: defaults, and locked values that the model never sees."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from sinas_server.kit.jinja import render
 
 @dataclass(frozen=True)
 class Fixed:
-    """The values an agent gives to a function's parameters."""
+    """The values given to a tool's parameters."""
 
     defaults: dict[str, JsonValue] = field(default_factory=dict)
     locked: dict[str, JsonValue] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Fixed:
 def fixed(
     declared: Mapping[str, JsonValue], schema: Mapping[str, JsonValue], variables: Mapping[str, JsonValue]
 ) -> Fixed:
-    """The values of `function_parameters`: each a default, or `{value, locked}`; texts are Jinja2 over `variables`.
+    """The declared values: each a default, or `{value, locked}`; texts are Jinja2 over `variables`.
 
     Raises `TemplateRenderError`, as for a variable that the chat was not given.
     """
