@@ -34,8 +34,9 @@ async def test_from_an_approval_to_a_function_and_back(
 ) -> None:
     missing = await call(user, INICONFIG)
     assert missing["error"] == (
-        "ModuleNotFoundError: No module named 'iniconfig'; the package 'iniconfig' is not approved for functions: "
-        'an administrator can approve it with POST /api/v1/dependencies {"package_name": "iniconfig"}'
+        "ModuleNotFoundError: No module named 'iniconfig'; functions do not have the package 'iniconfig': "
+        "an administrator can approve it with "
+        'POST /api/v1/dependencies {"package_name": "iniconfig"}, or see with GET what became of it'
     )
     await approve(admin, "iniconfig", "<2.1")
     assert (await until(admin, "iniconfig", "ready"))["installed_version"] == "2.0.0"
@@ -130,6 +131,23 @@ async def test_one_can_ask_again(admin: Person, resolver: None) -> None:
         return [each["status"] for each in await sets(admin)] == ["installing"]  # nobody is there to use it
 
     await eventually(is_locked, lambda: "installing")
+
+
+async def test_a_set_that_cannot_be_installed_is_made_anew(
+    admin: Person, resolver: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await approve(admin, "iniconfig")
+    await until(admin, "iniconfig", "installing")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", UNREACHABLE)
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setenv("UV_CACHE_DIR", str(runtime.settings.sinas_data_dir / "empty"))
+    async with following(runtime) as sandbox:
+        waiting = await until(admin, "iniconfig", "pending")
+        assert "127.0.0.1:9" in waiting["message"]
+        assert sandbox.packages_in_use() == frozenset()
+        monkeypatch.delenv("UV_DEFAULT_INDEX")
+        await runtime.database.rows(update(PackageSetRow).values(run_at=func.now()))
+        assert (await until(admin, "iniconfig", "ready"))["message"] is None
 
 
 async def test_many_changes_at_once_end_in_one_set_with_all_of_them(

@@ -57,9 +57,10 @@ class PackageFollower:
                     await driver.use(wanted)
         except (PackageError, SandboxUnavailable, OSError) as error:
             log.warning("a set of packages cannot be used here", set=str(row.id), reason=str(error))
-            self._not_before = monotonic() + RETRY_SECONDS
             if row.ready_at is None:  # nobody uses it yet: it is made anew, and the one before stays in force
                 await try_again(runtime, row, str(error))
+            else:
+                self._not_before = monotonic() + RETRY_SECONDS
             return
         self._current, self._used = row.id, wanted
         await note_ready(runtime, row.id)

@@ -31,8 +31,8 @@ def advice(error: BaseException) -> str:
         return ""
     package = OTHER_NAMES.get(module, module.replace("_", "-"))
     return (
-        f"; the package '{package}' is not approved for functions: an administrator can approve it with "
-        f'POST /api/v1/dependencies {{"package_name": "{package}"}}'
+        f"; functions do not have the package '{package}': an administrator can approve it with "
+        f'POST /api/v1/dependencies {{"package_name": "{package}"}}, or see with GET what became of it'
     )
 
 
