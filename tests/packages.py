@@ -1,9 +1,8 @@
-"""Packages for tests: one cache for the whole session's runs, so that each small package is fetched once."""
+"""Packages for tests: fetched into the cache that uv keeps anyway, so that each small one is fetched once."""
 
+import os
 import sys
-import tempfile
 from pathlib import Path
 
 PYTHON = Path(sys.executable)
-CACHE = Path(tempfile.gettempdir()) / "sinas-tests-uv-cache"
-"""Kept between runs of the tests: it holds nothing but downloads."""
+CACHE = Path(os.environ.get("UV_CACHE_DIR", Path.home() / ".cache" / "uv"))

@@ -29,6 +29,12 @@ async def test_what_cannot_be_satisfied_says_why() -> None:
         await UV.resolve(["iniconfig>=999"], "")
 
 
+async def test_a_package_that_would_have_to_be_built_is_refused() -> None:
+    """Building it would run its code on this machine."""
+    with pytest.raises(UnsatisfiableError, match=r"docopt.*wheel"):
+        await UV.resolve(["docopt"], "")
+
+
 async def test_an_index_out_of_reach_is_another_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://someone:s3cret@127.0.0.1:9/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
