@@ -15,10 +15,11 @@ from bench.report import Line, table, write_json
 from bench.stack import Stack
 
 IDLE_SECONDS = 10.0
-CHOICES = ("me", "checks", "call", "calls", "turn", "adapter", "memory", "start")
+CHOICES = ("me", "checks", "call", "shared", "calls", "turn", "adapter", "memory", "start")
 
 CALLING: Mapping[str, tuple[str, Callable[[bars.Bench, bytes], Line]]] = {
     "call": ("a function call", bars.measure_call),
+    "shared": ("a function call in the shared pool", bars.measure_shared),
     "calls": ("function calls", bars.measure_calls),
     "turn": ("a chat turn", bars.measure_turn),
     "adapter": ("the OpenAI adapter", measure_adapter),

@@ -100,6 +100,21 @@ def measure_call(bench: Bench, call: bytes) -> Line:
     return Line("function call / python -c pass, p50", *times, "ms", 1, holds=not failed)
 
 
+def measure_shared(bench: Bench, call: bytes) -> Line:
+    """A call of a function in the shared pool against one in the sandbox, both at concurrency 1."""
+    stack, shared, native, failed = bench.stack, list[float](), list[float](), 0
+    stack.call("POST", "/api/v1/functions", {"namespace": "bench", "name": "warm", "code": CODE, "shared_pool": True})
+    warm = request("POST", "/functions/bench/warm/execute", stack.headers, {"input": INPUT})
+    bench.client.ask(stack.port, [warm], SUCCESS, bench.calls)  # the workers start
+    for _ in range(3 * bench.rounds):
+        for what, times in ((warm, shared), (call, native)):
+            sample = bench.client.ask(stack.port, [what], SUCCESS, bench.calls)
+            failed += sample.failed
+            times.extend(sample.ended)
+    medians = median(shared) / 1000, median(native) / 1000
+    return Line("shared pool / sandbox, function call p50", *medians, "ms", 0.5, holds=not failed)
+
+
 def measure_calls(bench: Bench, call: bytes) -> Line:
     """Function calls by 32 callers against the sandbox pool driven directly."""
     stack, rates, direct, failed, slowest = bench.stack, list[float](), list[float](), 0, 0.0

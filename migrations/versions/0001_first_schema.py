@@ -124,11 +124,15 @@ def upgrade() -> None:
         sa.Column("input_data", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("timeout", sa.Double(), nullable=False),
         sa.Column("timeout_from", sa.String(length=16), nullable=False),
+        sa.Column("shared_pool", sa.Boolean(), nullable=False),
         sa.Column("max_retries", sa.Integer(), nullable=True),
         sa.Column("max_concurrency", sa.Integer(), nullable=True),
         sa.Column("callback_url", sa.Text(), nullable=True),
         sa.Column("called_back_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("pauses", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("prompt", sa.Text(), nullable=True),
+        sa.Column("answer", sa.Text(), nullable=True),
         sa.Column("output_data", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("cause", sa.String(length=16), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
@@ -190,7 +194,7 @@ def upgrade() -> None:
         "executions",
         ["run_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
     op.create_index("ix_executions_user", "executions", ["user_id", "created_at"], unique=False)
     op.create_index(
@@ -244,7 +248,7 @@ def upgrade() -> None:
         "package_sets",
         ["run_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
     op.create_table(
         "resources",
@@ -305,6 +309,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("kind", "namespace", "name"),
     )
     op.create_table(
+        "shared_pool",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("generation", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
         "tasks",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("name", sa.String(length=64), nullable=False),
@@ -326,7 +337,7 @@ def upgrade() -> None:
         "tasks",
         ["run_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
     op.create_table(
         "usage",
@@ -573,7 +584,7 @@ def upgrade() -> None:
         "turns",
         ["run_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
     op.create_index(
         "ix_turns_unsettled",
@@ -720,7 +731,9 @@ def downgrade() -> None:
         postgresql_where=sa.text("status = 'CANCELLED' AND finished_at IS NULL"),
     )
     op.drop_index(
-        "ix_turns_queue", table_name="turns", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held")
+        "ix_turns_queue",
+        table_name="turns",
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
     op.drop_index("ix_turns_parent", table_name="turns", postgresql_where=sa.text("parent_turn_id IS NOT NULL"))
     op.drop_index("ix_turns_created", table_name="turns")
@@ -755,9 +768,12 @@ def downgrade() -> None:
     op.drop_index("ix_usage_agent", table_name="usage")
     op.drop_table("usage")
     op.drop_index(
-        "ix_tasks_queue", table_name="tasks", postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held")
+        "ix_tasks_queue",
+        table_name="tasks",
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
     op.drop_table("tasks")
+    op.drop_table("shared_pool")
     op.drop_table("seeds")
     op.drop_index(op.f("ix_roles_email_domain"), table_name="roles")
     op.drop_table("roles")
@@ -768,7 +784,7 @@ def downgrade() -> None:
     op.drop_index(
         "ix_package_sets_queue",
         table_name="package_sets",
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
     op.drop_table("package_sets")
     op.drop_index("ix_otp_sessions_expires", table_name="otp_sessions")
@@ -779,7 +795,7 @@ def downgrade() -> None:
     op.drop_index(
         "ix_executions_queue",
         table_name="executions",
-        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+        postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
     op.drop_index("ix_executions_parent", table_name="executions", postgresql_where=sa.text("parent_id IS NOT NULL"))
     op.drop_index(

@@ -5,7 +5,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from fastapi import APIRouter
 
 from sinas_server.admin.queue import queue_router
+from sinas_server.admin.rotation import rotation_router
 from sinas_server.admin.system import SYSTEM, system_router
+from sinas_server.admin.workers import workers_router
 from sinas_server.agents import routes as agents
 from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
@@ -113,6 +115,8 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     config.router,
     queue_router,
     system_router,
+    rotation_router,
+    workers_router,
 )
 """Mounted at `/api/v1`."""
 

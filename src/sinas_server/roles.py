@@ -8,6 +8,7 @@ import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -32,6 +33,7 @@ from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
 from sinas_server.config.startup import apply_file
 from sinas_server.dependencies.follow import PackageFollower
 from sinas_server.dependencies.install import open_directories
+from sinas_server.functions.shared_workers import SharedWorkers
 from sinas_server.identity.bootstrap import bootstrap
 from sinas_server.identity.guard import some_administrator
 from sinas_server.identity.resolve import Principal, act_for, authenticate
@@ -43,6 +45,9 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Database
 from sinas_server.kit.crypto import Sealer
 from sinas_server.settings import Settings
+
+if TYPE_CHECKING:
+    from sinas_server.backends.sandbox.shared import SharedPool
 
 log = structlog.get_logger()
 API_GRACE_SECONDS = 8
@@ -188,23 +193,44 @@ def open_function_sandbox(settings: Settings) -> Sandbox:
     )
 
 
+def open_shared_pool(settings: Settings) -> "SharedPool":
+    """The shared pool of a function worker; its processes start when they are needed."""
+    from sinas_server.backends.sandbox.shared import SharedConfig, SharedPool  # lazy: function workers only
+
+    return SharedPool(
+        SharedConfig(
+            count=settings.default_worker_count,
+            memory_bytes=settings.shared_worker_memory << 20,
+            platform_port=settings.port,
+        )
+    )
+
+
+async def _execute(runtime: Runtime, shared_pool: "SharedPool", slots: int) -> None:
+    """Work on executions, and keep the shared pool at what is wanted."""
+    await _together([SharedWorkers(runtime, shared_pool).follow(), _work(runtime, "functions", slots)])
+
+
 def work_on_functions(settings: Settings, slot: int) -> None:
     """Execute functions until SIGTERM."""
 
     async def work() -> None:
-        sandbox = open_function_sandbox(settings)
+        sandbox, shared_pool = open_function_sandbox(settings), open_shared_pool(settings)
         await sandbox.start()
+        await shared_pool.start()
         directories = open_directories(settings)
         try:
             async with open_runtime(settings, _worker_name(settings, "functions", slot)) as runtime:
                 slots = settings.queue_function_concurrency
-                working = partial(_work, dataclasses.replace(runtime, sandbox=sandbox), "functions", slots)
+                equipped = dataclasses.replace(runtime, sandbox=sandbox, shared_pool=shared_pool)
+                working = partial(_execute, equipped, shared_pool, slots)
                 if settings.allow_package_installation:
-                    follower = PackageFollower(directories, [sandbox])
+                    follower = PackageFollower(directories, [sandbox, shared_pool])
                     await _together([run_loop(runtime, follower.loop), _once_settled(follower, working)])
                 else:
                     await working()
         finally:
+            await shared_pool.close()
             await sandbox.close()
             directories.close()
 

@@ -111,3 +111,15 @@ def test_without_a_server_or_a_key_it_says_what_to_do(tmp_path: Path, live: Live
     assert sinas("health", environment=live.environment).returncode == 0
     no_key = {**live.environment, "SINAS_DATA_DIR": str(tmp_path)}
     assert "no API key" in sinas("export", environment=no_key).stderr
+
+
+def test_keys_are_rotated_and_what_can_go_is_said(live: Live) -> None:
+    with live.client() as client:
+        body = {"name": "ROTATED", "value": "x", "visibility": "private"}
+        assert client.post("/api/v1/secrets", json=body).status_code == 201
+    done = sinas("rotate-keys", environment=live.environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "0 values are under the first key now that were not",
+        "the keys behind the first one are not needed any more",
+    ]

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from pydantic import JsonValue
 
 from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
+from sinas_server.backends.sandbox.shared import SharedConfig, SharedPool
 from sinas_server.functions.jobs import EXECUTION_JOB
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
@@ -39,18 +40,29 @@ async def port(app: FastAPI) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def working(runtime: Runtime, name: str = "functions-test", port: int = 8000) -> AsyncIterator[Worker[Any]]:
-    """A function worker with two slots and a sandbox of its own, while the block runs."""
+async def working(
+    runtime: Runtime, name: str = "functions-test", port: int = 8000, memory_bytes: int = 1 << 30
+) -> AsyncIterator[Worker[Any]]:
+    """A function worker with two slots, a sandbox and a shared pool of its own, while the block runs."""
     sandbox = open_sandbox(SandboxConfig(min_size=1, min_idle=1, max_size=12, platform_port=port))
+    shared = SharedPool(SharedConfig(count=2, platform_port=port, memory_bytes=memory_bytes, stop_seconds=1.0))
     await sandbox.start()
-    made = Worker(dataclasses.replace(runtime, sandbox=sandbox, worker_name=name), EXECUTION_JOB, 2)
+    await shared.start()
+    equipped = dataclasses.replace(runtime, sandbox=sandbox, shared_pool=shared, worker_name=name)
+    made = Worker(equipped, EXECUTION_JOB, 2)
     task = asyncio.create_task(made.run())
     try:
         yield made
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await shared.close()
         await sandbox.close()
+
+
+def pool_of(worker: Worker[Any]) -> SharedPool:
+    """The shared pool of a function worker."""
+    return cast(SharedPool, worker.runtime.shared_pool)
 
 
 @pytest.fixture
@@ -71,6 +83,22 @@ def declare(user: Person) -> Declare:
         return cast(Json, answer.json())
 
     return create
+
+
+@pytest.fixture
+def share(declare: Declare, admin: Person) -> Declare:
+    """Creates a function of the administrator that runs in the shared pool."""
+
+    async def create(name: str, code: str, **fields: JsonValue) -> Json:
+        return await declare(name, code, admin.http, shared_pool=True, **fields)
+
+    return create
+
+
+async def queue(person: Person, name: str, given: Json | None = None) -> str:
+    answer = await person.http.post(f"/functions/default/{name}/execute/async", json={"input": given or {}})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["execution_id"])
 
 
 async def run(

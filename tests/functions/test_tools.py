@@ -17,7 +17,7 @@ from sinas_server.identity.tables import UserRow
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, tool_name
+from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, Wait, Waiting, tool_name
 from tests.functions.conftest import ECHO, Declare, Json, until, working
 from tests.people import Person
 
@@ -54,6 +54,13 @@ async def tools(runtime: Runtime, person: Person, agent: Agent) -> list[Tool]:
     owner = await lender(runtime, agent.owner)
     context = dataclasses.replace(agent.context, owner=owner)
     return await FunctionTools().get_tools(runtime, await caller(runtime, person), context)
+
+
+async def use(runtime: Runtime, me: Caller, tool: Tool, given: Json, call: CallIdentity) -> ToolResult:
+    """The result of a call that does not wait."""
+    result = await FunctionTools().call_tool(runtime, me, tool, given, call)
+    assert isinstance(result, ToolResult)
+    return result
 
 
 async def caller(runtime: Runtime, person: Person) -> Caller:
@@ -128,7 +135,7 @@ async def test_a_call_runs_for_the_caller_with_what_the_agent_fixed(
     [tool] = await tools(runtime, guest, agent(user.id, "default/f", parameters=fixed))
     call = identity()
     for_guest = await caller(runtime, guest)
-    result = await FunctionTools().call_tool(runtime, for_guest, tool, {"order": "7", "shop": "other"}, call)
+    result = await use(runtime, for_guest, tool, {"order": "7", "shop": "other"}, call)
     answer = json.loads(result.content)
     assert answer["given"] == {"order": "7", "shop": "main", "limit": 5}
     context = answer["context"]
@@ -149,7 +156,7 @@ async def test_the_same_call_is_one_execution_and_others_are_not(
     me, call = await caller(runtime, user), identity()
 
     async def ask(which: CallIdentity) -> str:
-        return (await FunctionTools().call_tool(runtime, me, tool, {}, which)).content
+        return (await use(runtime, me, tool, {}, which)).content
 
     same = await asyncio.gather(*(ask(call) for _ in range(4)))
     same += [await ask(dataclasses.replace(call, tool_call_id="call_9"))]
@@ -174,7 +181,7 @@ async def test_what_the_model_is_told(
 ) -> None:
     await declare("f", f"def handler(input_data, context):\n    {code}\n")
     [tool] = await tools(runtime, user, agent(user.id, "default/f"))
-    result = await FunctionTools().call_tool(runtime, await caller(runtime, user), tool, {}, identity())
+    result = await use(runtime, await caller(runtime, user), tool, {}, identity())
     assert (result.content, result.is_error) == (told, told.startswith("Error"))
 
 
@@ -184,11 +191,11 @@ async def test_wrong_arguments_and_vanished_functions_are_told_too(
     await declare("f", ECHO, input_schema=SCHEMA)
     [tool] = await tools(runtime, user, agent(user.id, "default/f"))
     me = await caller(runtime, user)
-    wrong = await FunctionTools().call_tool(runtime, me, tool, {"order": 7, "shop": "s", "limit": 1}, identity())
+    wrong = await use(runtime, me, tool, {"order": 7, "shop": "s", "limit": 1}, identity())
     assert wrong.is_error
     assert "arguments.order" in wrong.content
     await user.http.delete("/api/v1/functions/default/f")
-    gone = await FunctionTools().call_tool(runtime, me, tool, {}, identity())
+    gone = await use(runtime, me, tool, {}, identity())
     assert (gone.is_error, "does not exist any more" in gone.content) == (True, True)
 
 
@@ -198,7 +205,7 @@ async def test_a_call_whose_worker_was_lost_is_told_as_unknown(
     await declare("sleeps", "import time\ndef handler(input_data, context):\n    time.sleep(60)\n")
     [tool] = await tools(runtime, user, agent(user.id, "default/sleeps"))
     me, call = await caller(runtime, user), identity()
-    asked = asyncio.create_task(FunctionTools().call_tool(runtime, me, tool, {}, call))
+    asked = asyncio.create_task(use(runtime, me, tool, {}, call))
     async with working(runtime, "first"):
         while not (
             rows := await runtime.database.rows(select(ExecutionRow).where(ExecutionRow.started_at.is_not(None)))
@@ -209,4 +216,20 @@ async def test_a_call_whose_worker_was_lost_is_told_as_unknown(
         result = await asked
     assert result.is_error
     assert "outcome unknown" in result.content
-    assert await FunctionTools().call_tool(runtime, me, tool, {}, call) == result
+    assert await use(runtime, me, tool, {}, call) == result
+
+
+async def test_a_call_waits_for_the_input_that_its_function_asks_for(
+    runtime: Runtime, admin: Person, declare: Declare, worker: Worker[Any]
+) -> None:
+    code = "def handler(input_data, context):\n    return input('Sure?') + input('Really?')\n"
+    await declare("asks", code, admin.http, shared_pool=True)
+    [tool] = await tools(runtime, admin, agent(admin.id, "default/asks"))
+    me, call = await caller(runtime, admin), identity()
+    for question, answer in (("Sure?", "yes"), ("Really?", "!")):
+        for _ in range(2):  # also after a crash
+            assert await FunctionTools().call_tool(runtime, me, tool, {}, call) == Waiting(Wait.INPUT, question)
+        [row] = await runtime.database.rows(select(ExecutionRow))
+        went_on = await admin.http.post(f"/executions/{row.id}/continue", json={"input": answer})
+        assert went_on.status_code == 200
+    assert await use(runtime, me, tool, {}, call) == ToolResult("yes!")

@@ -3,11 +3,14 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
+from cryptography.fernet import Fernet
 from fastapi import FastAPI
 
 from sinas_server.identity.resolve import Principal, act_for
 from sinas_server.kernel.access import Caller
+from sinas_server.kernel.errors import KeyMissingError
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kit.crypto import Sealer
 from sinas_server.secrets.resolve import resolve_secret, usable_names
 from tests.people import Person, make_person
 from tests.secrets.test_secrets import URL, put
@@ -81,3 +84,12 @@ async def test_each_resolution_is_audited(admin: Person, user: Person, resolve: 
     assert [(entry["actor"], entry["target_kind"], entry["target"], entry["detail"]) for entry in entries] == [
         (user.email, "secret", "TOKEN", {"visibility": "shared", "execution_id": "e-1"})
     ]
+
+
+async def test_one_whose_key_is_gone_says_so(
+    admin: Person, runtime: Runtime, resolve: Resolve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(admin.http)
+    monkeypatch.setattr(runtime.database, "sealer", Sealer([Fernet.generate_key().decode()]))
+    with pytest.raises(KeyMissingError, match=r"value of secret 'TOKEN' cannot be decrypted"):
+        await resolve(admin, admin, "TOKEN")

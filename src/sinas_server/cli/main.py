@@ -113,6 +113,12 @@ def export(
     remote.export(remote.connect(url, api_key), managed_only=managed_only)
 
 
+@app.command("rotate-keys")
+def rotate_keys(url: Url = None, api_key: Key = None) -> None:
+    """Encrypt everything of a running Sinas under the first key of ENCRYPTION_KEY, so that the others can go."""
+    remote.rotate_keys(remote.connect(url, api_key))
+
+
 @app.command()
 def chat(
     agent: Annotated[str, typer.Argument(help="The agent, as NAMESPACE/NAME.")],

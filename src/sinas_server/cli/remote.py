@@ -104,6 +104,15 @@ def apply(server: Server, file: Path, *, dry_run: bool, force: bool) -> None:
         say("(dry run: nothing was changed)")
 
 
+def rotate_keys(server: Server) -> None:
+    """Have the server do it, and say how much it was; exits 1 if something cannot be read any more."""
+    done = server.request("POST", "/api/v1/system/rotate-keys").json()
+    say(f"{done['resealed']} values are under the first key now that were not")
+    if done["unreadable"]:
+        fail(f"{done['unreadable']} values cannot be read: their key is not in ENCRYPTION_KEY; they were left alone")
+    say("the keys behind the first one are not needed any more")
+
+
 def export(server: Server, *, managed_only: bool) -> None:
     """Print the document."""
     query = "?managed_only=true" if managed_only else ""

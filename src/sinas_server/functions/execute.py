@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import orjson
 import structlog
 from pydantic import JsonValue
-from sqlalchemy import Float, Integer, Row, Select, Text, Uuid, bindparam, func, select
+from sqlalchemy import Float, Integer, Row, Select, Text, Uuid, bindparam, func, literal_column, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,6 +31,7 @@ from sinas_server.kernel.errors import (
 from sinas_server.kernel.job import wake
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
+from sinas_server.kernel.tables import TAKEN
 from sinas_server.kernel.tool import CallIdentity
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.schema import violations
@@ -89,7 +90,7 @@ async def start(db: Db, runtime: Runtime, caller: Caller, function: Resource[Fun
     """Record an execution and wake a worker after this transaction; gives its id.
 
     Whether the caller may execute is asked before, where the function is read. Raises `InvalidError` for an input that
-    breaks the schema, `BadRequestError` for calls nested too deeply and functions that cannot run here, and
+    breaks the schema, `BadRequestError` for calls nested too deeply, and
     `ConflictError` for a key that was used before with another input.
     """
     values = _checked(runtime, caller, function, order)
@@ -164,25 +165,28 @@ class Standing:
 
     id: UUID
     status: Status
-    cause: Cause | None
-    error: str | None
-    output_data: JsonValue
+    cause: Cause | None = None
+    error: str | None = None
+    output_data: JsonValue = None
+    prompt: str | None = None
+    """What it asks for, while it waits for input."""
 
     @classmethod
     def of(cls, row: ExecutionRow) -> "Standing":
         """That of a row."""
-        return cls(row.id, Status(row.status), Cause(row.cause) if row.cause else None, row.error, row.output_data)
+        cause = Cause(row.cause) if row.cause else None
+        return cls(row.id, Status(row.status), cause, row.error, row.output_data, row.prompt)
 
     @classmethod
     def noted(cls, execution_id: UUID, note: bytes) -> "Standing":
         """What `note` says."""
         told = orjson.loads(note)
         cause = Cause(told["cause"]) if told["cause"] else None
-        return cls(execution_id, Status(told["status"]), cause, told["error"], told["output_data"])
+        return cls(execution_id, Status(told["status"]), cause, told["error"], told["output_data"], told["prompt"])
 
     def note(self) -> bytes:
         """For `noted`, to go with the signal that it ended; empty where that would be large."""
-        told = {name: getattr(self, name) for name in ("status", "cause", "error", "output_data")}
+        told = {name: getattr(self, name) for name in ("status", "cause", "error", "output_data", "prompt")}
         note = orjson.dumps(told)
         return note if len(note) <= MAX_NOTE else b""
 
@@ -207,7 +211,7 @@ async def call(
 _COLUMNS = (
     *("id", "depth", "user_id", "user_email", "api_key_id", "owner_ids", "function_id", "function_owner_id"),
     *("namespace", "name", "version", "trigger_type", "trigger_id", "parent_id", "chat_id", "tool_call_id"),
-    *("turn_id", "step", "call_index", "input_data", "timeout", "timeout_from", "max_retries"),
+    *("turn_id", "step", "call_index", "input_data", "timeout", "timeout_from", "shared_pool", "max_retries"),
     *("idempotency_key", "callback_url", "rerun_of", "batch_id", "batch_index", "max_concurrency", "held"),
 )
 _INSERT_MANY = insert(ExecutionRow).values(
@@ -218,13 +222,25 @@ _INSERT = _INSERT_MANY.on_conflict_do_nothing().returning(ExecutionRow.id)
 """Gives nothing if the same tool call was started before, or one with the same key."""
 
 
+OURS = (
+    ExecutionRow.id == bindparam("our_id", type_=Uuid),
+    ExecutionRow.attempt == bindparam("our_attempt", type_=Integer),
+    ExecutionRow.status.in_([literal_column(f"'{status}'") for status in TAKEN]),
+)
+"""That a row is still a worker's own, whose parameters `ours` gives."""
+
+
+def ours(row: ExecutionRow) -> dict[str, object]:
+    """The parameters of `OURS`."""
+    return {"our_id": row.id, "our_attempt": row.attempt}
+
+
 def _depth(caller: Caller, order: Order) -> int:
     return caller.depth if order.waits else 0
 
 
 def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> dict[str, object]:
     """The parameters of `_INSERT`."""
-    _refuse_unrunnable(function)
     problems = _problems(function.spec, order)
     if problems:
         raise InvalidError(problems, "json_schema")
@@ -239,6 +255,7 @@ def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec],
         "new_version": function.version,
         "new_max_concurrency": function.spec.max_concurrency,
         "new_held": function.spec.max_concurrency is not None,
+        "new_shared_pool": function.spec.shared_pool,
     }
 
 
@@ -271,6 +288,7 @@ def parameters(caller: Caller, order: Order, usual: tuple[float, str]) -> dict[s
         "new_input_data": dict(order.input),
         "new_timeout": timeout,
         "new_timeout_from": timeout_from,
+        "new_shared_pool": False,
         "new_max_retries": order.retries,
         "new_idempotency_key": order.idempotency_key,
         "new_callback_url": order.callback_url,
@@ -281,14 +299,6 @@ def parameters(caller: Caller, order: Order, usual: tuple[float, str]) -> dict[s
         "new_held": False,
         "new_delay": float(order.delay_seconds),
     }
-
-
-def _refuse_unrunnable(function: Resource[FunctionSpec]) -> None:
-    if function.spec.shared_pool:
-        raise BadRequestError(
-            f"function '{function.ref}' asks for the shared pool, which this release does not have yet; "
-            "set shared_pool to false to run it in the sandbox"
-        )
 
 
 def _problems(spec: FunctionSpec, order: Order) -> list[tuple[Location, str]]:

@@ -3,12 +3,13 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy import select
 
 from sinas_server.functions.cancel import cancel_executions
 from sinas_server.functions.filters import ExecutionPage
 from sinas_server.functions.tables import ExecutionRow, Status
+from sinas_server.functions.trusted import give_input
 from sinas_server.functions.views import (
     JOB_STATES,
     ContinueExecutionRequest,
@@ -16,17 +17,20 @@ from sinas_server.functions.views import (
     ExecutionResponse,
     JobResponse,
     StepResponse,
+    continue_view,
     execution_view,
     job_view,
     step_view,
 )
+from sinas_server.functions.waiting import wait_while_connected
 from sinas_server.identity.guard import require_on
 from sinas_server.kernel.access import AccessResource, Caller, OwnedColumns
-from sinas_server.kernel.errors import BadRequestError, ConflictError, NotFoundError
+from sinas_server.kernel.errors import ConflictError, ForbiddenError, NotFoundError
 from sinas_server.kernel.http import CurrentCaller, CurrentDb, JsonAnswer, Run, new_router
 from sinas_server.kernel.unit import Db
 
 EXECUTIONS = "executions"
+PENDING_INPUTS = "pending_inputs"
 RESOURCES = (
     AccessResource(
         EXECUTIONS,
@@ -96,11 +100,15 @@ def _add_control(router: APIRouter) -> None:
         responses=MISSING | {400: {"description": "It does not wait for input."}},
     )
     async def resume(
-        execution_id: Id, body: ContinueExecutionRequest, db: CurrentDb, caller: CurrentCaller
+        execution_id: Id, body: ContinueExecutionRequest, runtime: Run, caller: CurrentCaller, request: Request
     ) -> Response:
-        """Functions pause in the shared pool only, which this release does not have: so far this answers 400."""
-        row = await seen_execution(db, caller, execution_id, "update")
-        raise BadRequestError(f"the execution does not wait for input: it is {row.status}")
+        """Answers when it pauses again or ends. `input` may be a text, or an object that holds one."""
+        if PENDING_INPUTS in caller.barred:
+            raise ForbiddenError("Not authorized: code may not answer in place of a person")
+        async with runtime.database.unit() as db:
+            await give_input(db, runtime, await seen_execution(db, caller, execution_id, "update"), body.text)
+        now = await wait_while_connected(runtime, execution_id, request)
+        return JsonAnswer(continue_view(now))
 
     @router.post(
         "/{execution_id}/cancel",

@@ -1,7 +1,6 @@
 """Running queued executions: claim, token, sandbox, checks, and one end that is stored exactly once."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TypeVar
@@ -15,18 +14,14 @@ from sqlalchemy import (
     Float,
     Integer,
     String,
-    Uuid,
     bindparam,
     case,
     func,
-    literal_column,
     null,
     select,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
 
-from sinas_server.backends.db import is_lost
 from sinas_server.backends.sandbox import (
     Egress,
     Ending,
@@ -35,22 +30,26 @@ from sinas_server.backends.sandbox import (
     Outcome,
     Sandbox,
     SandboxBusy,
+    SandboxLost,
     SandboxUnavailable,
     Task,
 )
 from sinas_server.functions.code import LIMIT_NAME, as_function, script_input
 from sinas_server.functions.concurrency import admit
-from sinas_server.functions.execute import Standing, topic
-from sinas_server.functions.kind import FunctionSpec, legacy_entry_point
+from sinas_server.functions.execute import OURS, Standing, ours, topic
+from sinas_server.functions.kind import SHARED_POOL, FunctionSpec, legacy_entry_point
 from sinas_server.functions.live_log import LiveLog
+from sinas_server.functions.patience import patiently
 from sinas_server.functions.tables import QUEUE, Cause, ExecutionRow, Status, Trigger
+from sinas_server.functions.trusted import TrustedHost, trusted_owner
 from sinas_server.identity.execution_grants import closing_grants, mint_grant, opening_grants
 from sinas_server.identity.resolve import Principal
-from sinas_server.kernel.job import Claim, Job, wake
+from sinas_server.kernel.job import Claim, InterruptedWorkError, Job, wake
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.secret import SecretContext
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kit.schema import violations
+from sinas_server.kit.texts import storable
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -75,11 +74,6 @@ CAUSES = {
 
 
 _KEPT = (ResourceRow.id == ExecutionRow.function_id, ResourceRow.deleted_at.is_(None))
-_OURS = (
-    ExecutionRow.id == bindparam("our_id", type_=Uuid),
-    ExecutionRow.attempt == bindparam("our_attempt", type_=Integer),
-    ExecutionRow.status == literal_column("'RUNNING'"),
-)
 
 
 def _beginning() -> Executable:
@@ -87,7 +81,7 @@ def _beginning() -> Executable:
     version = select(ResourceRow.version).where(*_KEPT).scalar_subquery()
     begun = (
         update(ExecutionRow)
-        .where(*_OURS)
+        .where(*OURS)
         .values(started_at=func.now(), version=func.coalesce(version, ExecutionRow.version))
         .returning(ExecutionRow.id, select(ResourceRow.spec).where(*_KEPT).scalar_subquery().label("spec"))
         .cte("begun")
@@ -103,10 +97,12 @@ def _ending(values: Mapping[str, object]) -> Executable:
         "output_data": bindparam("end_output", type_=columns["output_data"].type),
         "failures": ExecutionRow.failures + bindparam("end_failures", type_=Integer),
         "lease_until": null(),
+        "prompt": null(),
+        "answer": null(),
     }
     for name in ("cause", "error", "traceback", "stdout", "stderr", "duration_ms"):
         outcome[name] = bindparam(f"end_{name}", type_=columns[name].type)
-    done = update(ExecutionRow).where(*_OURS).values(**outcome, **values).returning(ExecutionRow.id).cte("done")
+    done = update(ExecutionRow).where(*OURS).values(**outcome, **values).returning(ExecutionRow.id).cte("done")
     return select(done.c.id).add_cte(closing_grants(select(done.c.id)).cte("closed"))
 
 
@@ -127,15 +123,11 @@ def _putting_back() -> Executable:
     """Makes the row as it was before this attempt, which counts neither as a failure nor as a worker that was lost."""
     uncounted = {"failures": ExecutionRow.failures + 1, "max_retries": ExecutionRow.max_retries + 1}
     waiting = {"status": Status.PENDING.value, "lease_until": null(), "started_at": null()}
-    back = update(ExecutionRow).where(*_OURS).values(**waiting, **uncounted).returning(ExecutionRow.id).cte("back")
+    back = update(ExecutionRow).where(*OURS).values(**waiting, **uncounted).returning(ExecutionRow.id).cte("back")
     return select(back.c.id).add_cte(closing_grants(select(back.c.id)).cte("closed"))
 
 
 _PUT_BACK = _putting_back()
-
-
-def _ours(row: ExecutionRow) -> dict[str, object]:
-    return {"our_id": row.id, "our_attempt": row.attempt}
 
 
 @dataclass(frozen=True)
@@ -168,17 +160,17 @@ async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
     One for which no sandbox became free within `POOL_ACQUIRE_TIMEOUT` goes back to its place in the queue, so that
     another worker may have it: who waits for it waits on.
     """
-    begun = await _patiently(lambda: _begin(runtime, claim.row))
+    begun = await patiently(lambda: _begin(runtime, claim.row))
     if begun is None:  # canceled, or taken over
         return
     live_log = LiveLog(runtime, claim.row)
     try:
         end = await _attempt(runtime, claim, begun, live_log.on_output)
     except SandboxBusy:
-        await _patiently(lambda: runtime.database.direct(_PUT_BACK, _ours(claim.row)))
+        await patiently(lambda: runtime.database.direct(_PUT_BACK, ours(claim.row)))
         await wake(runtime, QUEUE, claim.row.depth)
     else:
-        await _patiently(lambda: _finish(runtime, claim.row, end))
+        await patiently(lambda: _finish(runtime, claim.row, end))
     finally:
         await live_log.close()
 
@@ -186,27 +178,10 @@ async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
 async def fail(runtime: Runtime, claim: Claim[ExecutionRow], error: str) -> None:
     """Store the end of an attempt that we, not its code, failed; the log has the reason."""
     end = End(cause=Cause.INTERNAL, error=f"Internal error while running execution {claim.row.id}")
-    await _patiently(lambda: _finish(runtime, claim.row, end))
+    await patiently(lambda: _finish(runtime, claim.row, end))
 
 
 EXECUTION_JOB = Job(queue=QUEUE, table=ExecutionRow, run=run, fail=fail)
-
-
-async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
-    """A step of ours, repeated while the database is away: an execution must not be lost by its restart.
-
-    It ends at the latest when the worker finds that the row is no longer its own, and cancels.
-    """
-    pause = 0.1
-    while True:
-        try:
-            return await step()
-        except SQLAlchemyError as error:
-            if not is_lost(error):
-                raise
-            log.warning("waiting for the database", error=str(error).partition("\n")[0])
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 2.0)
 
 
 async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
@@ -214,8 +189,10 @@ async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
     owners = tuple(dict.fromkeys([*row.owner_ids, *([row.function_owner_id] if row.function_owner_id else [])]))
     principal = Principal(row.user_id, row.api_key_id, owners, row.depth + 1)
     longest = runtime.settings.pool_acquire_timeout + row.timeout + TOKEN_MARGIN_SECONDS
+    if row.shared_pool:
+        longest += runtime.settings.function_input_timeout
     token, parameters = mint_grant(runtime, row.id, principal, longest)
-    found = await runtime.database.direct(_BEGIN, {**parameters, **_ours(row)})
+    found = await runtime.database.direct(_BEGIN, {**parameters, **ours(row)})
     if not found:
         return None
     if row.function_id is None:
@@ -240,19 +217,58 @@ async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun, o
     if claim.interrupted and not may_repeat:
         error = "interrupted, outcome unknown: its worker was lost while the function ran, and it was not run again"
         return End(cause=Cause.INTERRUPTED, error=error, final=True)
+    if row.pauses and claim.interrupted:
+        error = "Its worker was lost after it had asked for input; it was not asked again, so run it anew"
+        return End(cause=Cause.INTERRUPTED, error=error, final=True)
+    task = _task(runtime, row, function, begun.token)
+    if function.shared_pool:
+        return await _run_trusted(runtime, claim, function, task, on_output)
+    return await _run_sandboxed(runtime, row, function, task, on_output)
+
+
+async def _run_sandboxed(
+    runtime: Runtime, row: ExecutionRow, function: FunctionSpec, task: Task, on_output: OnOutput
+) -> End:
     began = monotonic()
     try:
-        outcome = await _sandbox(runtime).run(_task(runtime, row, function, begun.token), on_output)
+        outcome = await _driver(runtime.sandbox).run(task, on_output)
     except SandboxUnavailable as error:
         return End(cause=Cause.INTERNAL, error=str(error))
-    end = _judged(row, function, outcome)
-    return replace(end, duration_ms=round((monotonic() - began) * 1000))
+    return replace(_judged(row, function, outcome), duration_ms=_since(began))
 
 
-def _sandbox(runtime: Runtime) -> Sandbox:
-    if runtime.sandbox is None:
+async def _run_trusted(
+    runtime: Runtime, claim: Claim[ExecutionRow], function: FunctionSpec, task: Task, on_output: OnOutput
+) -> End:
+    """The same in the shared pool, whose workers run others beside it: one that is lost is no fault of its code."""
+    row = claim.row
+    owner = await trusted_owner(runtime, row.function_owner_id)
+    if owner is None:
+        error = f"Function '{row.namespace}/{row.name}' may not run as trusted code: its owner needs {SHARED_POOL}"
+        return End(cause=Cause.FUNCTION, error=error, final=True)
+    host = TrustedHost(runtime, claim, owner)
+    began = monotonic()
+    try:
+        outcome = await _driver(runtime.shared_pool).run(replace(task, host=host), on_output)
+    except SandboxUnavailable as error:
+        return End(cause=Cause.INTERNAL, error=str(error))
+    except SandboxLost as error:
+        if not host.has_asked:
+            raise InterruptedWorkError(str(error)) from error
+        lost = f"Interrupted after it had asked for input: {error}"
+        return End(cause=Cause.INTERRUPTED, error=lost, final=True)
+    return replace(_judged(row, function, outcome), duration_ms=_since(began + host.waited))
+
+
+def _since(began: float) -> int:
+    """Milliseconds."""
+    return round((monotonic() - began) * 1000)
+
+
+def _driver(sandbox: Sandbox | None) -> Sandbox:
+    if sandbox is None:
         raise SandboxUnavailable("this process was started without a sandbox")
-    return runtime.sandbox
+    return sandbox
 
 
 def _task(runtime: Runtime, row: ExecutionRow, function: FunctionSpec, token: str) -> Task:
@@ -293,25 +309,20 @@ def _judged(row: ExecutionRow, function: FunctionSpec, outcome: Outcome) -> End:
     if outcome.entry_point not in (None, "handler"):
         log.warning("legacy entry point", function=f"{row.namespace}/{row.name}", entry_point=outcome.entry_point)
         stderr += f"DeprecationWarning: rename the function '{outcome.entry_point}' to 'handler'\n"
-    end = End(stdout=_text(outcome.stdout), stderr=_text(stderr))
+    end = End(stdout=storable(outcome.stdout), stderr=storable(stderr))
     if outcome.ending is not Ending.OK:
-        error = _time_limit(row) if outcome.ending is Ending.TIMEOUT else _text(outcome.error or outcome.ending)
-        trace = _text(outcome.traceback) if outcome.traceback else None
+        error = _time_limit(row) if outcome.ending is Ending.TIMEOUT else storable(outcome.error or outcome.ending)
+        trace = storable(outcome.traceback) if outcome.traceback else None
         return replace(end, cause=CAUSES[outcome.ending], error=error, traceback=trace)
     found = violations(function.output_schema, outcome.result)
     if found:
         problems = "; ".join(str(problem) for problem in found)
-        return replace(end, cause=Cause.OUTPUT, error=f"The result does not match output_schema: {_text(problems)}")
+        return replace(end, cause=Cause.OUTPUT, error=f"The result does not match output_schema: {storable(problems)}")
     return replace(end, output=outcome.result)
 
 
 def _time_limit(row: ExecutionRow) -> str:
     return f"Time limit exceeded: {row.timeout:g} seconds ({LIMIT_NAMES.get(row.timeout_from, 'FUNCTION_TIMEOUT')})"
-
-
-def _text(text: str) -> str:
-    """Text that PostgreSQL can hold."""
-    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
@@ -321,7 +332,7 @@ async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
     final = Status.FAILED if failed else Status.COMPLETED
     standing = Standing(row.id, final, end.cause, end.error, end.output)
     parameters = {
-        **_ours(row),
+        **ours(row),
         "end_status": (Status.PENDING if again else final).value,
         "end_output": None if end.output is None else orjson.dumps(end.output).decode(),
         "end_cause": end.cause.value if end.cause else None,

@@ -4,7 +4,7 @@ import ast
 import warnings
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from sinas_server.backends.sandbox import Egress
 from sinas_server.kernel.errors import ForbiddenError
@@ -63,7 +63,8 @@ class FunctionSpec(Spec):
     shared_pool: bool = Field(
         default=False,
         description=f"Run as trusted code in a long-lived shared worker; needs the permission `{SHARED_POOL}`. "
-        "This release has no shared pool yet: such a function can be stored, and executing it is refused.",
+        "Its globals stay warm between executions, `context['secrets']` holds secrets, and `input()` pauses it. "
+        "It has the worker's network: `egress` cannot be set.",
     )
     requires_approval: bool = Field(default=False, description="Ask the user before an agent's call of it runs.")
     timeout: int | None = Field(
@@ -86,6 +87,12 @@ class FunctionSpec(Spec):
         description="Running it twice does no harm: a call by an agent is repeated when its worker is lost, instead "
         "of ending with an unknown outcome.",
     )
+
+    @model_validator(mode="after")
+    def _egress_is_of_the_sandbox(self, info: ValidationInfo) -> "FunctionSpec":
+        if self.shared_pool and self.egress is not None and not is_stored(info):
+            raise ValueError("egress cannot be set with shared_pool: executions there share the network of a worker")
+        return self
 
 
 async def _on_change(db: Db, old: Resource[FunctionSpec] | None, new: Resource[FunctionSpec] | None) -> None:

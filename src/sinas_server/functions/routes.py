@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from sinas_server.functions import execute
 from sinas_server.functions.batches import MAX_BATCH, create_batch
-from sinas_server.functions.execute import Order, Standing
+from sinas_server.functions.execute import Order
 from sinas_server.functions.executions import EXECUTIONS
 from sinas_server.functions.kind import FUNCTION
 from sinas_server.functions.presets import PRESETS
@@ -22,14 +22,12 @@ from sinas_server.functions.views import (
     PresetResponse,
     result_view,
 )
+from sinas_server.functions.waiting import PATIENCE_SECONDS, wait_while_connected
 from sinas_server.kernel import lookup
 from sinas_server.kernel.delivery import check_receiver
 from sinas_server.kernel.errors import BadRequestError
 from sinas_server.kernel.http import CurrentCaller, JsonAnswer, Run, new_router
 from sinas_server.kernel.routes import crud_router, runtime_list_router
-
-PATIENCE_SECONDS = 15.0
-"""How often a route that waits looks whether its client is still there."""
 
 
 async def _where(
@@ -56,8 +54,8 @@ async def _execute(
     order = Order(trigger=by, input=body.input, waits=True, timeout=body.timeout)
     function = await lookup.use(runtime.database, caller, FUNCTION, at, "execute")
     now = await execute.call(runtime, caller, function, order, PATIENCE_SECONDS)
-    while not now.has_stopped and not await request.is_disconnected():  # it goes on without him who left
-        now = Standing.of(await execute.wait(runtime, now.id, PATIENCE_SECONDS))
+    if not now.has_stopped:
+        now = await wait_while_connected(runtime, now.id, request)
     return JsonAnswer(result_view(now))
 
 

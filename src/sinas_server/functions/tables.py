@@ -51,6 +51,17 @@ class Cause(StrEnum):
     INTERNAL = "internal"  # ours
 
 
+class SharedPoolRow(Base):
+    """How many shared workers somebody asked for; the only row, if there is one."""
+
+    __tablename__ = "shared_pool"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    count: Mapped[int]
+    generation: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often they were to be replaced."""
+
+
 class ExecutionRow(Leased, Base):
     """One execution of a function: for whom, of what, with which input, and how it ended."""
 
@@ -135,6 +146,8 @@ class ExecutionRow(Leased, Base):
     timeout: Mapped[float]
     timeout_from: Mapped[str] = mapped_column(String(16))
     """Whose limit that is: `function`, `request`, `settings` or, of code, `code`."""
+    shared_pool: Mapped[bool]
+    """Whether it was asked for as trusted code; what counts is the function when it runs."""
     max_retries: Mapped[int | None]
     """How often it is tried again when its code fails, and then is a dead letter; null where somebody is told."""
 
@@ -147,6 +160,12 @@ class ExecutionRow(Leased, Base):
     # What came of it.
     failures: Mapped[int] = mapped_column(server_default=text("0"))
     """Attempts that ended otherwise than by the loss of their worker."""
+    pauses: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often it has asked for input."""
+    prompt: Mapped[str | None]
+    """What it asks for, while it waits for input."""
+    answer: Mapped[str | None]
+    """What it was given last."""
     output_data: Mapped[JsonValue] = mapped_column(JSON(none_as_null=True), nullable=True)
     cause: Mapped[str | None] = mapped_column(String(16))
     error: Mapped[str | None]

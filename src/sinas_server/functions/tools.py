@@ -16,7 +16,7 @@ from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
-from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, tool_name
+from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, Wait, Waiting, tool_name
 from sinas_server.kit.jinja import TemplateRenderError
 from sinas_server.kit.parameters import Fixed, fixed, shown_schema
 
@@ -44,8 +44,8 @@ class FunctionTools:
         tool: Tool,
         arguments: Mapping[str, JsonValue],
         identity: CallIdentity,
-    ) -> ToolResult:
-        """The function's result. Called again with the same identity, it waits for the execution there is."""
+    ) -> ToolResult | Waiting:
+        """The function's result, or that it waits for input. Called again, it waits for the execution there is."""
         row = await execute.of_call(runtime, identity)
         if row is None:
             given = {**tool.defaults, **arguments, **tool.locked}
@@ -59,7 +59,8 @@ class FunctionTools:
                 return ToolResult(f"Error: {error.detail}", is_error=True)
         else:
             execution_id = row.id
-        return _told(await execute.wait_for_end(runtime, execution_id))
+        row = await execute.wait_for_end(runtime, execution_id)
+        return Waiting(Wait.INPUT, row.prompt) if row.status == Status.AWAITING_INPUT else _told(row)
 
 
 def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool:

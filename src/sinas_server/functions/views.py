@@ -5,11 +5,13 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+import orjson
 from pydantic import BaseModel, Field, JsonValue
 
 from sinas_server.functions.execute import Standing
 from sinas_server.functions.presets import Shape
 from sinas_server.functions.tables import Cause, ExecutionRow, Status, Trigger
+from sinas_server.kernel.errors import InvalidError
 
 JOB_STATES: Mapping[str, str] = {
     Status.PENDING: "queued",
@@ -40,6 +42,7 @@ class ExecutionResponse(BaseModel):
     status: Status = Field(description="Where it stands.")
     input_data: dict[str, JsonValue] = Field(description="What it was given.")
     output_data: JsonValue = Field(description="What it returned; null unless it completed.")
+    prompt: str | None = Field(description="What it asks for, while it waits for input.")
     cause: Cause | None = Field(description="Why it failed, as a word.")
     error: str | None = Field(description="Why it failed, as a sentence.")
     traceback: str | None = Field(description="The Python traceback from the function's own file on.")
@@ -132,6 +135,9 @@ class FunctionExecuteResponse(BaseModel):
     execution_id: str = Field(description="Its record: `GET /executions/{execution_id}`.")
     result: JsonValue = Field(default=None, description="What the function returned.")
     error: str | None = Field(default=None, description="Why it failed.")
+    prompt: str | None = Field(
+        default=None, description="What it asks for; answer with `POST /executions/{execution_id}/continue`."
+    )
 
 
 class FunctionExecuteAsyncResponse(BaseModel):
@@ -155,8 +161,20 @@ class ContinueExecutionRequest(BaseModel):
     """What a paused execution gets as the result of its `input()`."""
 
     input: dict[str, JsonValue] | str = Field(
-        description="The text; of an object its key `input` or `value`, or its only value."
+        description="The text; of an object its only value, or that of its key `value` or `input`."
     )
+
+    @property
+    def text(self) -> str:
+        """What `input()` returns. Raises `InvalidError` for an object that does not say."""
+        given: JsonValue = self.input
+        if isinstance(given, dict):
+            key = next(iter(given)) if len(given) == 1 else "value" if "value" in given else "input"
+            if key not in given:
+                problem = "must be a text, or an object with one value or a key `value`"
+                raise InvalidError([(("body", "input"), problem)])
+            given = given[key]
+        return given if isinstance(given, str) else orjson.dumps(given).decode()
 
 
 class ContinueExecutionResponse(BaseModel):
@@ -166,6 +184,9 @@ class ContinueExecutionResponse(BaseModel):
     status: Status = Field(description="Where it stands.")
     output_data: JsonValue = Field(default=None, description="What it returned, if it completed.")
     prompt: str | None = Field(default=None, description="What it asks for, if it paused again.")
+    answer_schema: dict[str, JsonValue] | None = Field(
+        default=None, alias="schema", description="What an answer looks like, if it paused again: a text."
+    )
 
 
 class JobResponse(BaseModel):
@@ -196,6 +217,7 @@ def execution_view(row: ExecutionRow) -> dict[str, object]:
         "callback_url": row.callback_url,
         "chat_id": row.chat_id,
         "tool_call_id": row.tool_call_id,
+        "prompt": row.prompt,
         "cause": row.cause,
         "traceback": row.traceback,
         "stdout": row.stdout,
@@ -221,12 +243,23 @@ def step_view(row: ExecutionRow) -> dict[str, object]:
     }
 
 
+def continue_view(row: Standing) -> dict[str, object]:
+    """An execution as `ContinueExecutionResponse` has it."""
+    return {
+        "execution_id": str(row.id),
+        "status": row.status,
+        "output_data": row.output_data,
+        "prompt": row.prompt,
+        "schema": None if row.prompt is None else {"type": "string"},
+    }
+
+
 def result_view(row: Standing) -> dict[str, object]:
     """An execution as the answer to the one who waited for it."""
     if row.status == Status.COMPLETED:
         status = "success"
     elif row.status == Status.AWAITING_INPUT:
-        status = "awaiting_input"
+        return {"status": "awaiting_input", "execution_id": str(row.id), "prompt": row.prompt}
     else:
         status = "timeout" if row.cause == Cause.TIMEOUT else "error"
     return {"status": status, "execution_id": str(row.id), "result": row.output_data, "error": row.error}

@@ -5,8 +5,8 @@ wake-up that is lost delays work and loses none.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -35,7 +35,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sinas_server.backends.db import is_lost
 from sinas_server.kernel.heartbeat import Load, PoolStats
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.tables import Base
+from sinas_server.kernel.tables import TAKEN, Base
 
 log = structlog.get_logger()
 POLL_SECONDS = 1.0
@@ -55,6 +55,27 @@ class Claim(Generic[R]):
     row: R
     interrupted: bool
     """Whether an earlier worker was lost while running it."""
+    slot: "Slot"
+
+
+class Slot:
+    """The place of a claimed row among those that a worker runs at a time."""
+
+    def __init__(self, others: set[UUID], row_id: UUID, on_change: Callable[[], None]) -> None:
+        self._others = others
+        self._row_id = row_id
+        self._on_change = on_change
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """While the block waits for a person, another row may run; it is taken back even if no slot is free then."""
+        self._others.add(self._row_id)
+        self._on_change()
+        try:
+            yield
+        finally:
+            self._others.discard(self._row_id)
+            self._on_change()
 
 
 @dataclass(frozen=True)
@@ -87,10 +108,10 @@ def _claiming(table: Any, *, nested_only: bool) -> Executable:
     """Takes up to `most` due rows for a worker and gives them, with the status each had before as `was`."""
     # In the text of the statement, or a plan for any status could not use the index of the two.
     pending: ColumnElement[str] = literal_column("'PENDING'")
-    running: ColumnElement[str] = literal_column("'RUNNING'")
+    held: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in TAKEN]
     due = or_(
         and_(table.status == pending, table.run_at <= func.now()),
-        and_(table.status == running, table.lease_until < func.now()),
+        and_(table.status.in_(held), table.lease_until < func.now()),
     )
     # Rows with waiting ancestors come first and need no slot, or the ancestors would wait for ever.
     # What still runs here is not claimed twice: its lease is renewed when the database is back.
@@ -128,6 +149,8 @@ class Worker(Generic[R]):
         self._claim_any = _claiming(job.table, nested_only=False)
         self._claim_nested = _claiming(job.table, nested_only=True)
         self._nested: set[UUID] = set()
+        self._outside: set[UUID] = set()
+        """Those that have left their slot for a while."""
         self._may_be_more = True
         """Whether rows may be due of which no wake-up tells any more."""
         self._woken = asyncio.Event()
@@ -174,7 +197,11 @@ class Worker(Generic[R]):
                 self._woken.set()
 
     def _free(self) -> int:
-        return max(0, self.slots - (len(self.running) - len(self._nested)))
+        return max(0, self.slots - (len(self.running) - len(self._nested | self._outside)))
+
+    def _slot_changed(self) -> None:
+        self._note_free()
+        self._woken.set()
 
     def _note_free(self) -> None:
         if self._free():
@@ -214,7 +241,14 @@ class Worker(Generic[R]):
         }
         statement = self._claim_any if self._free() else self._claim_nested
         found = [row._asdict() for row in await self.runtime.database.direct(statement, parameters)]
-        return [Claim(interrupted=values.pop("was") == "RUNNING", row=self.job.table(**values)) for values in found]
+        return [
+            Claim(
+                interrupted=values.pop("was") in TAKEN,
+                row=self.job.table(**values),
+                slot=Slot(self._outside, values["id"], self._slot_changed),
+            )
+            for values in found
+        ]
 
     async def _run_one(self, row_id: UUID, claim: Claim[R]) -> None:
         try:
@@ -250,7 +284,7 @@ class Worker(Generic[R]):
             try:
                 await self.runtime.database.rows(
                     update(table)
-                    .where(table.id == row_id, table.status == "RUNNING", table.worker == self.runtime.worker_name)
+                    .where(table.id == row_id, table.status.in_(TAKEN), table.worker == self.runtime.worker_name)
                     .values(lease_until=func.now())
                 )
             except SQLAlchemyError:
@@ -264,7 +298,7 @@ class Worker(Generic[R]):
         with suppress(SQLAlchemyError):
             await self.runtime.database.rows(
                 update(table)
-                .where(table.status == "RUNNING", ~table.held, table.worker == self.runtime.worker_name)
+                .where(table.status.in_(TAKEN), ~table.held, table.worker == self.runtime.worker_name)
                 .values(lease_until=func.now())
             )
 
@@ -278,7 +312,7 @@ class Worker(Generic[R]):
                 asked = set(self.running)
                 statement = (
                     update(table)
-                    .where(table.id.in_(asked), table.status == "RUNNING", table.worker == self.runtime.worker_name)
+                    .where(table.id.in_(asked), table.status.in_(TAKEN), table.worker == self.runtime.worker_name)
                     .values(lease_until=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lease))
                     .returning(table.id)
                 )

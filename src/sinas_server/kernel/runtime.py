@@ -50,7 +50,7 @@ class BatchMembers:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The parts of a process. `sandbox` exists in function workers only."""
+    """The parts of a process. `sandbox` and `shared_pool` exist in function workers only."""
 
     settings: Settings
     database: Database
@@ -74,6 +74,8 @@ class Runtime:
     oidc: OidcProvider | None = None
     """Whose users may log in, if `OIDC_ISSUER` names someone."""
     sandbox: Sandbox | None = None
+    shared_pool: Sandbox | None = None
+    """The same for trusted code."""
     worker_name: str = ""
     used_keys: dict[UUID, datetime] = field(default_factory=dict)
     """When API keys were last used here, until it is written down."""

@@ -155,6 +155,10 @@ def _make_append_only(_: object, connection: Connection, **__: object) -> None:
 event.listen(AuditRow.__table__, "after_create", _make_append_only)
 
 
+TAKEN = ("RUNNING", "AWAITING_INPUT")
+"""The states in which a worker holds a row: it must keep the lease, or the row is lost and another takes it."""
+
+
 class Leased:
     """The columns of work that workers claim: the row owns claim, attempts and end; Redis only wakes workers."""
 
@@ -174,7 +178,7 @@ def queue_index(table: str) -> Index:
     return Index(
         f"ix_{table}_queue",
         "run_at",
-        postgresql_where=text("status IN ('PENDING', 'RUNNING') AND NOT held"),
+        postgresql_where=text("status IN ('PENDING', 'RUNNING', 'AWAITING_INPUT') AND NOT held"),
     )
 
 

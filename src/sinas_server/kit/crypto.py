@@ -19,6 +19,7 @@ class Sealer:
         if not keys:
             raise ValueError("ENCRYPTION_KEY holds no key")
         self._fernet = MultiFernet([Fernet(key) for key in keys])
+        self._first = Fernet(keys[0])
         # The digest key must survive rotation in front of the list, or every checksum would change: use the oldest.
         self._digest_key = hashlib.sha256(b"sinas digest " + keys[-1].encode()).digest()
 
@@ -32,6 +33,14 @@ class Sealer:
             return self._fernet.decrypt(sealed.encode()).decode()
         except InvalidToken as error:
             raise UndecryptableError("a stored secret cannot be decrypted: its ENCRYPTION_KEY is missing") from error
+
+    def is_current(self, sealed: str) -> bool:
+        """Whether a Fernet token was made with the first key, under which `seal` would put it."""
+        try:
+            self._first.decrypt(sealed.encode())
+        except InvalidToken:
+            return False
+        return True
 
     def digest(self, plain: str) -> str:
         """A keyed fingerprint (HMAC-SHA256, hex): tells whether a secret changed without revealing it."""

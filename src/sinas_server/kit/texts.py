@@ -30,3 +30,8 @@ def issuer_url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http or https URL without a query, exactly as the provider calls itself")
     return value
+
+
+def storable(text: str) -> str:
+    """Text that PostgreSQL can hold: no NUL, no lone surrogates."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()

@@ -11,12 +11,12 @@ from sinas_server.kernel.access import Caller
 from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Db
-from sinas_server.secrets.kind import SECRET, SecretResource
+from sinas_server.secrets.kind import SECRET
 
 Detail = Mapping[str, JsonValue]
 
 
-async def _usable(db: Db, user_id: UUID, owner: Caller, name: str | None) -> list[SecretResource]:
+async def _usable(db: Db, user_id: UUID, owner: Caller, name: str | None) -> list[ResourceRow]:
     """The secrets that `owner`'s code may use for a user, private ones first."""
     query = select(ResourceRow).where(
         ResourceRow.kind == SECRET.name,
@@ -27,22 +27,24 @@ async def _usable(db: Db, user_id: UUID, owner: Caller, name: str | None) -> lis
     if name is not None:
         query = query.where(ResourceRow.name == name)
     rows = await db.scalars(query.order_by(ResourceRow.scope.desc(), ResourceRow.name))
-    return [store.load(db, SECRET, row) for row in rows if owner.allows(SECRET.plural, "use", row.owner_id, row.name)]
+    return [row for row in rows if owner.allows(SECRET.plural, "use", row.owner_id, row.name)]
 
 
 async def resolve_secret(db: Db, user: Caller, owner: Caller, name: str, detail: Detail) -> str | None:
     """The value of a secret for `user` in code or a connector of `owner`; None if there is none that he may use.
 
     The owner's right to `use` it counts, for private secrets of others too: they would reach whatever he wrote. Each
-    resolution is audited with `detail`, which says by what it is used.
+    resolution is audited with `detail`, which says by what it is used. Raises `KeyMissingError` for one that cannot
+    be decrypted.
     """
     found = await _usable(db, user.id, owner, name)
     if not found:
         return None
-    await audit(db, user, "use", (SECRET.name, name), {"visibility": found[0].spec.visibility, **detail})
-    return found[0].spec.value
+    spec = store.load(db, SECRET, found[0]).spec
+    await audit(db, user, "use", (SECRET.name, name), {"visibility": spec.visibility, **detail})
+    return spec.value
 
 
 async def usable_names(db: Db, user: Caller, owner: Caller) -> list[str]:
     """The names that `resolve_secret` would find, in alphabetical order."""
-    return sorted({secret.name for secret in await _usable(db, user.id, owner, None)})
+    return sorted({row.name for row in await _usable(db, user.id, owner, None)})

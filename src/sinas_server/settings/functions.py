@@ -18,6 +18,13 @@ class FunctionSettings(BaseSettings):
     code_execution_timeout: float = Field(
         120, gt=0, description="Wall-clock limit of code that an agent runs with `codeExecution`, in seconds."
     )
+    function_input_timeout: float = Field(
+        86_400,
+        gt=0,
+        le=2_592_000,
+        description="Longest time that an execution in the shared pool may wait for `input()`, in seconds, all its "
+        "pauses together.",
+    )
     max_function_memory: int = Field(512, ge=32, description="Memory limit of an execution, in MB.")
     max_function_cpu: float = Field(1.0, gt=0, description="CPU limit of an execution, in cores.")
     function_egress: Literal["public", "list", "none"] = Field(
@@ -66,4 +73,10 @@ class FunctionSettings(BaseSettings):
         gt=0,
         description="Longest wait for a free sandbox of one worker, in seconds; then the execution goes back to the "
         "queue, where any worker may take it.",
+    )
+    default_worker_count: int = Field(
+        4, ge=1, le=64, description="Shared workers for trusted functions, started when the first of these runs."
+    )
+    shared_worker_memory: int = Field(
+        1024, ge=64, description="Memory in MB above which a shared worker is replaced, once its executions have ended."
     )

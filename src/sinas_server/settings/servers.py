@@ -52,7 +52,8 @@ class ServerSettings(BaseSettings):
     encryption_key: Annotated[SecretStr, AfterValidator(check_fernet_keys)] | None = Field(
         None,
         description="Fernet key that encrypts stored credentials. A comma-separated list rotates: the first encrypts, "
-        "all decrypt. Generated into the data directory when embedded; required when clustered.",
+        "all decrypt, and once `sinas rotate-keys` has run, the first is enough. Generated into the data directory "
+        "when embedded; required when clustered.",
     )
 
     # Servers

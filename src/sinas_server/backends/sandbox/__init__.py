@@ -1,6 +1,8 @@
-"""Running untrusted Python: the port that every driver (native namespaces, Docker) implements.
+"""Running Python of users: the port that every driver implements.
 
-What must hold inside is written in `docs/architecture/sandbox.md`; one contract test suite runs on every driver.
+Drivers for untrusted code (native namespaces, Docker) give each task fresh, isolated state; what must hold inside is
+written in `docs/architecture/sandbox.md`, and one contract test suite runs on each of them. The driver for trusted
+code (`shared`) runs tasks in threads of long-lived processes, where they may also ask things of a `Host`.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,6 +41,26 @@ class Limits:
     log_bytes: int = 1 << 20
 
 
+class HostRefusalError(Exception):
+    """What is asked for cannot be given; the code is told the message, of input as a `TimeoutError`."""
+
+
+class Host(Protocol):
+    """What trusted code may ask of the platform while it runs. What else these raise ends the task with that error."""
+
+    async def get_secret(self, name: str) -> str | None:
+        """The value of a secret; None if there is none that the code may use. Raises `HostRefusalError`."""
+        ...
+
+    async def list_secrets(self) -> list[str]:
+        """The names that have a value."""
+        ...
+
+    async def get_input(self, prompt: str) -> str:
+        """What a person answers, however long it takes: the time limit stands still. Raises `HostRefusalError`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """One execution: the code and everything it is given."""
@@ -57,6 +79,8 @@ class Task:
     filename: str = "function.py"
     """Shown in tracebacks."""
     env: Mapping[str, str] = field(default_factory=dict)
+    host: Host | None = None
+    """Of trusted code; in a sandbox nobody can be asked."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +162,10 @@ class SandboxUnavailable(Exception):  # noqa: N818 - a state of the machine, not
     """No sandbox can be made on this machine; the message says why and what to do."""
 
 
+class SandboxLost(Exception):  # noqa: N818 - what happened to others too, not a mistake
+    """The process that ran the task ended with all the tasks in it, perhaps because of another one."""
+
+
 class SandboxBusy(Exception):  # noqa: N818 - a state, not a mistake
     """Every sandbox was in use for the whole acquire timeout; the message says how many. Waiting on will help."""
 
@@ -159,19 +187,18 @@ class UsesPackages(Protocol):
 
 
 class Sandbox(UsesPackages, Protocol):
-    """Runs tasks in fresh, isolated state. One object per worker process."""
+    """Runs tasks. One object per worker process."""
 
     async def start(self) -> None:
         """Prepare the pool. Raises `SandboxUnavailable`."""
         ...
 
     async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
-        """Run one task in a sandbox never used before; never raises for what the task does.
+        """Run one task, untrusted code in a sandbox never used before. Raises nothing for what the task does.
 
-        Raises `SandboxBusy` and `SandboxUnavailable`.
-
-        Cancelling the awaiting task kills the execution and everything it started. `on_output` is called with
-        decoded text as it is printed.
+        Raises `SandboxBusy`, `SandboxUnavailable`, and `SandboxLost` where tasks share a process. Cancelling the
+        awaiting task kills the execution and everything it started. `on_output` is called with decoded text as it is
+        printed.
         """
         ...
 

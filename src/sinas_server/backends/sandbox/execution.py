@@ -14,9 +14,9 @@ REPLY_EXTRA = 1 << 20
 """Bytes a reply may have beyond the result: the error and the traceback."""
 
 
-def request(task: Task) -> bytes:
-    """What the guest is sent."""
-    fields = {
+def fields(task: Task) -> dict[str, object]:
+    """What the guest is told about a task."""
+    return {
         "code": task.code,
         "filename": task.filename,
         "entry_points": task.entry_points,
@@ -26,7 +26,11 @@ def request(task: Task) -> bytes:
         "cpu_seconds": math.ceil(task.limits.wall_seconds * max(1.0, task.limits.cpus)) + 1,
         "result_bytes": task.limits.result_bytes,
     }
-    return frames.pack(json.dumps(fields).encode())
+
+
+def request(task: Task) -> bytes:
+    """What the guest is sent."""
+    return frames.pack(json.dumps(fields(task)).encode())
 
 
 class Output:

@@ -8,7 +8,7 @@ from pathlib import Path
 from . import missing
 
 GUEST = str(Path(__file__).parent)
-MODULE = "function"  # the name under which the user's code is a module
+MODULE = "function"  # the name under which the user's code is a module; several at once add a colon and their own
 MAX_LINE = 2_000
 MAX_TRACEBACK = 64_000
 
@@ -16,7 +16,8 @@ MAX_TRACEBACK = 64_000
 def one_line(error: BaseException) -> str:
     """The exception with its message, as Python would name it, on one line."""
     kind = type(error)
-    prefix = "" if kind.__module__ in {"builtins", "__main__", MODULE} else f"{kind.__module__}."
+    own = kind.__module__ in {"builtins", "__main__"} or kind.__module__.partition(":")[0] == MODULE
+    prefix = "" if own else f"{kind.__module__}."
     try:
         message = " ".join(str(error).split())
     except Exception:  # noqa: BLE001 - the user's own __str__ runs here

@@ -42,6 +42,9 @@ class Reply(TypedDict, total=False):
     entry_point: str | None
 
 
+Handler = Callable[[object, object], object]
+
+
 class _RefusedError(Exception):
     """The code or its result breaks a rule of the platform; there is no traceback to show."""
 
@@ -57,11 +60,11 @@ def serve(scratch: str) -> NoReturn:
     request: Request = json.loads(body)
     del body
     _receive(request)
-    answer = _answer(request, scratch)
+    reply = answer(request, lambda request, reply: _call(request, reply, scratch))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the user's code may have replaced or closed it
             stream.flush()
-    frames.write_all(CHANNEL, frames.pack(answer))
+    frames.write_all(CHANNEL, frames.pack(reply))
     os._exit(0)
 
 
@@ -90,24 +93,18 @@ def _receive(request: Request) -> None:
     seconds = request["cpu_seconds"]
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     sys.argv = [request["filename"]]
-    name, code = request["filename"], request["code"]
-    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
 
 
 def _no_input(_prompt: object = "", /) -> str:
     raise RuntimeError("input() is not available in the sandbox: nobody can answer here. Pass the value as input.")
 
 
-def _answer(request: Request, scratch: str) -> bytes:
-    """The reply as JSON, whatever the user's code does."""
+def answer(request: Request, call: Callable[[Request, Reply], object]) -> bytes:
+    """The reply as JSON, whatever the user's code does; `call` gives its value, and notes the entry point."""
     reply: Reply = {"entry_point": None, "traceback": None}
     result = b"null"
     try:
-        if request["entry_points"]:
-            handler, reply["entry_point"] = _load(request)
-            value = handler(request["input"], request["context"])
-        else:
-            value = script.run(request["code"], request["filename"], request["input"], scratch)
+        value = call(request, reply)
         if inspect.isawaitable(value):
             value = _finish(value)
         result = _encode(value)
@@ -122,13 +119,32 @@ def _answer(request: Request, scratch: str) -> bytes:
     return json.dumps(reply).encode()[:-1] + b', "result": ' + result + b"}"
 
 
-def _load(request: Request) -> tuple[Callable[[object, object], object], str]:
-    """Execute the code as a module and find its entry point."""
-    module = types.ModuleType(report.MODULE)
-    module.__file__ = request["filename"]
-    sys.modules[report.MODULE] = module
-    code = compile(request["code"], request["filename"], "exec", dont_inherit=True)
-    exec(code, module.__dict__)  # noqa: S102 - running the user's code is the purpose, and this process is the sandbox
+def _call(request: Request, reply: Reply, scratch: str) -> object:
+    if not request["entry_points"]:
+        return script.run(request["code"], request["filename"], request["input"], scratch)
+    return call_handler(execute(request, report.MODULE), request, reply)
+
+
+def call_handler(module: types.ModuleType, request: Request, reply: Reply) -> object:
+    """What the entry point of a module returns."""
+    handler, reply["entry_point"] = _find_handler(module, request)
+    return handler(request["input"], request["context"])
+
+
+def execute(request: Request, name: str) -> types.ModuleType:
+    """The code as a new module of this name."""
+    filename, source = request["filename"], request["code"]
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    module = types.ModuleType(name)
+    module.__file__ = filename
+    sys.modules[name] = module
+    code = compile(source, filename, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 - running the user's code is the purpose, and this process is for it
+    return module
+
+
+def _find_handler(module: types.ModuleType, request: Request) -> tuple[Handler, str]:
+    """The entry point of a module, and under which of the names it was found."""
     for name in request["entry_points"]:
         found: object = module.__dict__.get(name)
         if callable(found):
