@@ -53,7 +53,7 @@ from sinas_server.kernel.job import AnyJob
 from sinas_server.kernel.kind import AnyKind
 from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.outbox import TASK_JOB
-from sinas_server.kernel.purge import PURGE_LOOP
+from sinas_server.kernel.purge import PURGE_LOOP, TASKS_LOOP
 from sinas_server.kernel.routes import crud_router
 from sinas_server.kernel.runtime import BatchMembers, Departure, Runtime, TaskHandler
 from sinas_server.kernel.tool import Toolset
@@ -142,7 +142,7 @@ DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions, forget_sec
 FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETENTION_LOOP)
 
 LOOPS: tuple[Loop, ...] = (
-    *(PURGE_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP),
+    *(PURGE_LOOP, TASKS_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP),
     *(FORGET_LOOP, SPENDING_LOOP),
     *FUNCTION_LOOPS,
 )

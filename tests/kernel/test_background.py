@@ -2,16 +2,19 @@
 
 import asyncio
 import dataclasses
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.loop import Loop, run_loops
 from sinas_server.kernel.outbox import MAX_ATTEMPTS, TASK_JOB, enqueue
+from sinas_server.kernel.purge import purge_tasks
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import TaskRow
+from sinas_server.kit.clock import now
 
 PATIENCE = 40.0
 
@@ -76,3 +79,19 @@ async def test_a_task_runs_after_its_transaction_and_is_tried_again(runtime: Run
     assert "gone for ever" in error
     worker.cancel()
     await asyncio.gather(worker, return_exceptions=True)
+
+
+async def test_tasks_are_forgotten_when_they_are_done_or_long_failed(runtime: Runtime) -> None:
+    old, recent = now() - timedelta(days=15), now() - timedelta(hours=23)
+    for status, created, finished in (
+        ("COMPLETED", old, old),
+        ("FAILED", old, None),
+        ("COMPLETED", old, recent),
+        ("FAILED", recent, None),
+        ("PENDING", old, None),
+    ):
+        values = {"name": status, "payload": {}, "status": status, "created_at": created, "finished_at": finished}
+        await runtime.database.rows(insert(TaskRow).values(**values))
+    await purge_tasks(runtime)
+    left = [row[0] for row in await _status(runtime)]
+    assert sorted(left) == ["COMPLETED", "FAILED", "PENDING"]
