@@ -1,7 +1,8 @@
-"""What ends a turn ends the functions it runs: the process in the sandbox is gone, not only its record."""
+"""What agents run in sandboxes: code of the model, and functions, which end with the turn that called them."""
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,11 +12,12 @@ from sqlalchemy import func, select, update
 
 from sinas_server.chats.expiry import EXPIRY_LOOP
 from sinas_server.chats.tables import ChatRow
+from sinas_server.chats.tools import SystemTools
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.functions.tools import FunctionTools
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
-from tests.chats.conftest import Declare, Json, open_chat, stream
+from tests.chats.conftest import Declare, Json, open_chat, stream, text_of
 from tests.functions.conftest import working as functions_working
 from tests.people import Person
 
@@ -28,7 +30,7 @@ CODE = "import time\ndef handler(input_data, context):\n    time.sleep(300)\n"
 
 @pytest.fixture
 def runtime(runtime: Runtime) -> Runtime:
-    return dataclasses.replace(runtime, toolsets=(FunctionTools(),))
+    return dataclasses.replace(runtime, toolsets=(FunctionTools(), SystemTools()))
 
 
 @pytest.fixture
@@ -101,3 +103,29 @@ async def test_the_calls_time_limit_kills_it_and_the_agent_goes_on(
     _, streaming = await sleeping(runtime, admin, user, declare, tool_timeouts={"default/sleeps": 3})
     assert (await streaming)[-1].data["status"] == "completed"
     await gone(runtime, functions)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("print(n)\nn * 2", {"result": 42, "stdout": "21\n"}),
+        ("raise ValueError('no')", {"error": "ValueError: no", "stdout": ""}),
+        ("def (", None),
+    ],
+)
+async def test_code_of_the_model_runs_in_a_sandbox(
+    user: Person, declare: Declare, worker: None, functions: Worker[Any], code: str, told: Json | None
+) -> None:
+    call: Json = {"tool": "codeExecution", "arguments": {"code": code, "variables": {"n": 21}}}
+    rules: list[Json] = [
+        {"when": {"contains": "go"}, "call": [call]},
+        {"when": {"after_tool": "codeExecution"}, "answer": "Ran."},
+    ]
+    agent = await declare("coder", rules, system_tools=["codeExecution"])
+    events = await stream(user, await open_chat(user, agent), "go")
+    [result] = [event.data["result"] for event in events if event.name == "tool_end"]
+    if told is None:
+        assert result.startswith("Error: code: ")
+    else:
+        assert json.loads(result).items() >= told.items()
+    assert text_of(events) == "Ran."

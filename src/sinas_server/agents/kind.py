@@ -186,7 +186,7 @@ class AgentSpec(Spec):
     )
     system_tools: list[str | SystemTool] = Field(
         default=[],
-        description="Tools of the platform it may use: `askUser`, `configIntrospection`; names that are not known are "
+        description="Tools of the platform it may use: `askUser`, `codeExecution`, `configIntrospection`; others are "
         "left out.",
     )
 

@@ -89,7 +89,7 @@ async def abandon_deleted(runtime: Runtime, turn_id: UUID) -> None:
 
 async def abandon_chats(db: Db, runtime: Runtime, chats: ColumnElement[bool]) -> None:
     """Stop everything that works for some chats, which this transaction is about to delete with those begun by them."""
-    tree = select(ChatRow.id).where(chats).cte("tree", recursive=True)
+    tree = select(ChatRow.id).where(chats).cte("chat_tree", recursive=True)
     tree = tree.union(select(ChatRow.id).where(ChatRow.parent_chat_id == tree.c.id))
     of_tree = select(tree.c.id)
     # Turns before chats, as their workers lock them.

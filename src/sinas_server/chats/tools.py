@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import orjson
 from pydantic import JsonValue
 
+from sinas_server.functions.code import Code, run_code
+from sinas_server.functions.tables import Status
 from sinas_server.kernel import store
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.routes import view
@@ -78,6 +80,20 @@ async def _ask_user(
     return Waiting(Wait.ANSWER, question, tuple(map(str, options)) if options else None)
 
 
+async def _run_code(runtime: Runtime, caller: Caller, arguments: Arguments, identity: CallIdentity) -> ToolResult:
+    """Run Python in a sandbox that can do nothing on behalf of the user."""
+    source, variables = arguments.get("code"), arguments.get("variables")
+    if not isinstance(source, str) or not source.strip():
+        return ToolResult("Error: arguments.code: must be Python source", is_error=True)
+    if variables is not None and not isinstance(variables, dict):
+        return ToolResult("Error: arguments.variables: must be an object", is_error=True)
+    row = await run_code(runtime, caller, Code(source=source, variables=variables or {}), identity)
+    if row.status == Status.COMPLETED:
+        return _shown({"result": row.output_data, "stdout": row.stdout})
+    told = {"error": row.error or row.status, "traceback": row.traceback, "stdout": row.stdout}
+    return ToolResult(orjson.dumps(told).decode(), is_error=True)
+
+
 async def _introspect(runtime: Runtime, caller: Caller, arguments: Arguments, identity: CallIdentity) -> ToolResult:
     """What the caller may see of what is declared."""
     kinds = {kind.plural: kind for kind in runtime.kinds.values()}
@@ -122,6 +138,20 @@ SYSTEM_TOOLS: Mapping[str, SystemTool] = {
         },
         status="Asking: {{ question }}",
         call=_ask_user,
+    ),
+    "codeExecution": SystemTool(
+        description="Run Python in a sandbox. The result is the value of the last expression, or else of the variable "
+        "`result`; what is printed comes back too. Nothing is kept from one run to the next.",
+        parameters={
+            "type": "object",
+            "properties": {
+                "code": _text("The Python source."),
+                "variables": {"type": "object", "description": "Global variables of the code, by name."},
+            },
+            "required": ["code"],
+        },
+        status="Running code",
+        call=_run_code,
     ),
     "configIntrospection": SystemTool(
         description="Show what is configured in this Sinas, as far as the user may see it: without arguments the "
