@@ -172,8 +172,8 @@ async def test_a_package_document_names_itself(admin: Person) -> None:
 
 
 async def test_what_it_refers_to_may_come_from_a_later_release(admin: Person) -> None:
-    """Skills, stores and the like are sections that this release does not know: a warning, as for the section."""
-    report = await apply(admin.http, document("  agents: [{name: a, enabledStores: [notes], enabledSkills: [s]}]\n"))
+    """Stores, queries and the like are sections that this release does not know: a warning, as for the section."""
+    report = await apply(admin.http, document("  agents: [{name: a, enabledStores: [notes], enabledQueries: [q]}]\n"))
     assert report["success"] is True, report
     assert any("store default/notes does not exist" in warning for warning in report["warnings"])
 
