@@ -15,7 +15,7 @@ from bench.report import Line, table, write_json
 from bench.stack import Stack
 
 IDLE_SECONDS = 10.0
-CHOICES = ("me", "checks", "call", "shared", "calls", "turn", "adapter", "memory", "start")
+CHOICES = ("me", "checks", "call", "shared", "calls", "turn", "adapter", "memory", "start", "docker")
 
 CALLING: Mapping[str, tuple[str, Callable[[bars.Bench, bytes], Line]]] = {
     "call": ("a function call", bars.measure_call),
@@ -77,11 +77,24 @@ def _measure(bench: bars.Bench, wanted: set[str]) -> tuple[list[Line], dict[str,
             if name in wanted:
                 _say(told)
                 lines.append(measure(bench, call))
+    lines += _measure_docker(bench, wanted, facts)
     if "memory" in wanted and len(wanted) > 1:
         _say("idle memory after use")
         line, facts["memory after use, bytes"] = bars.measure_memory(bench, IDLE_SECONDS)
         facts["memory after use, MB"] = line.ours
     return lines, facts
+
+
+def _measure_docker(bench: bars.Bench, wanted: set[str], facts: dict[str, object]) -> list[Line]:
+    if "docker" not in wanted:
+        return []
+    _say("the Docker driver")
+    measured = bars.measure_docker(bench)
+    if isinstance(measured, Line):
+        return [measured]
+    facts["no Docker driver"] = measured
+    _say(measured)
+    return []
 
 
 def _say(text: str) -> None:

@@ -133,6 +133,16 @@ def measure_calls(bench: Bench, call: bytes) -> Line:
     return Line(name, median(rates), median(direct), "/s", 0.5, at_least=True, holds=not failed, note=note)
 
 
+def measure_docker(bench: Bench) -> Line | str:
+    """An execution in the Docker driver's pool against one in the native driver's; or why there is none."""
+    with started(["bench.docker_pool", str(bench.rounds), str(bench.calls)], environment()) as pools:
+        times: dict[str, list[float]] = json.loads(line_of(pools.stdout))
+    if "reason" in times:
+        return str(times["reason"])
+    docker, native = (median(times[name]) * 1000 for name in ("docker", "native"))
+    return Line("execution in the Docker driver / native driver", docker, native, "ms", 3)
+
+
 def measure_turn(bench: Bench, call: bytes) -> Line:
     """The time that the platform adds before the first words of an answer, against a function call."""
     with started(["tests.fakes.llm_server"], environment(PYTHONPATH=str(ROOT))) as fake:

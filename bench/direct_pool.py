@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import uvloop
 
 from bench.handler import CODE, INPUT, RESULT
-from sinas_server.backends.sandbox import Limits, Sandbox, Task
-from sinas_server.roles import open_function_sandbox
+from sinas_server.backends.sandbox import Sandbox, Task
+from sinas_server.backends.sandbox.config import limits
+from sinas_server.roles import start_function_sandbox
 from sinas_server.settings import load_settings
 
 
@@ -45,14 +46,14 @@ async def run(sandbox: Sandbox, task: Task, callers: int, seconds: float) -> Cou
 
 async def main(callers: int) -> None:
     settings = load_settings()
-    limits = Limits(
-        wall_seconds=settings.function_timeout,
-        memory_bytes=settings.max_function_memory << 20,
-        cpus=settings.max_function_cpu,
+    task = Task(
+        code=CODE,
+        entry_points=("handler",),
+        input=INPUT,
+        context={},
+        limits=limits(settings, settings.function_timeout),
     )
-    task = Task(code=CODE, entry_points=("handler",), input=INPUT, context={}, limits=limits)
-    sandbox = open_function_sandbox(settings)
-    await sandbox.start()
+    sandbox = await start_function_sandbox(settings, "bench")
     print("ready", flush=True)
     try:
         while line := await asyncio.to_thread(sys.stdin.readline):

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import APIRouter
 
+from sinas_server.admin.containers import containers_router
 from sinas_server.admin.queue import queue_router
 from sinas_server.admin.rotation import rotation_router
 from sinas_server.admin.system import SYSTEM, system_router
@@ -38,6 +39,7 @@ from sinas_server.functions.departure import forget_executions
 from sinas_server.functions.jobs import EXECUTION_JOB
 from sinas_server.functions.kind import FUNCTION
 from sinas_server.functions.logs import logs_router
+from sinas_server.functions.pool import POOL_COMMANDS
 from sinas_server.functions.rerun import rerun_router
 from sinas_server.functions.retention import RETENTION_LOOP
 from sinas_server.functions.tools import FunctionTools
@@ -48,6 +50,7 @@ from sinas_server.identity.mail import LETTER_TASK, MAIL_TASK, send_mail
 from sinas_server.identity.reference import RESOURCES as PEOPLE
 from sinas_server.identity.sweep import SWEEP_LOOP
 from sinas_server.kernel.access import AccessResource, Caller
+from sinas_server.kernel.command import Handler
 from sinas_server.kernel.delivery import DELIVERY_TASK, deliver_task
 from sinas_server.kernel.job import AnyJob
 from sinas_server.kernel.kind import AnyKind
@@ -114,6 +117,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     *templates.MANAGEMENT_ROUTERS,
     config.router,
     queue_router,
+    containers_router,
     system_router,
     rotation_router,
     workers_router,
@@ -125,6 +129,9 @@ ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router, response_router)
 
 TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools(), AgentTools(), SystemTools(), ResultTools())
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter, DELIVERY_TASK: deliver_task}
+COMMANDS: Mapping[str, Handler] = POOL_COMMANDS
+"""What a function worker does when it is told to."""
+
 JOBS: Mapping[str, AnyJob] = {
     "tasks": TASK_JOB,
     "packages": PACKAGE_JOB,

@@ -28,7 +28,7 @@ from sinas_server.backends.mail.smtp import SmtpMailer, SmtpServer
 from sinas_server.backends.oidc import OidcClient, OidcProvider
 from sinas_server.backends.queue.redis import RedisWake
 from sinas_server.backends.render.process import ProcessRenderer
-from sinas_server.backends.sandbox import Limits, Sandbox
+from sinas_server.backends.sandbox import Sandbox
 from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
 from sinas_server.config.startup import apply_file
 from sinas_server.dependencies.follow import PackageFollower
@@ -38,6 +38,7 @@ from sinas_server.identity.bootstrap import bootstrap
 from sinas_server.identity.guard import some_administrator
 from sinas_server.identity.resolve import Principal, act_for, authenticate
 from sinas_server.kernel.access import Caller
+from sinas_server.kernel.command import obey
 from sinas_server.kernel.heartbeat import beating
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.loop import run_loop, run_loops
@@ -172,25 +173,16 @@ async def _work(runtime: Runtime, role: str, slots: int) -> None:
         await worker.run()
 
 
-def open_function_sandbox(settings: Settings) -> Sandbox:
-    """The sandbox of a function worker."""
-    from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox  # lazy: function workers only
+async def start_function_sandbox(settings: Settings, worker: str) -> Sandbox:
+    """The sandbox of a function worker. Raises `SandboxUnavailable`."""
+    from sinas_server.backends.sandbox.choose import start_sandbox  # lazy: function workers only
 
-    return open_sandbox(
-        SandboxConfig(
-            limits=Limits(
-                wall_seconds=settings.function_timeout,
-                memory_bytes=settings.max_function_memory << 20,
-                cpus=settings.max_function_cpu,
-            ),
-            min_size=settings.sandbox_min_size,
-            max_size=settings.sandbox_max_size,
-            min_idle=settings.sandbox_min_idle,
-            acquire_timeout=settings.pool_acquire_timeout,
-            platform_port=settings.port,
-            allowed_hosts=settings.sinas_allowed_hosts,
-        )
-    )
+    sandbox = await start_sandbox(settings, worker)
+    level = sandbox.level
+    log.info("sandbox", isolation=str(level.name), reason=level.reason)
+    for problem in level.missing:
+        log.warning("sandbox", missing=problem)
+    return sandbox
 
 
 def open_shared_pool(settings: Settings) -> "SharedPool":
@@ -215,20 +207,23 @@ def work_on_functions(settings: Settings, slot: int) -> None:
     """Execute functions until SIGTERM."""
 
     async def work() -> None:
-        sandbox, shared_pool = open_function_sandbox(settings), open_shared_pool(settings)
-        await sandbox.start()
+        name = _worker_name(settings, "functions", slot)
+        sandbox = await start_function_sandbox(settings, name)
+        shared_pool = open_shared_pool(settings)
         await shared_pool.start()
         directories = open_directories(settings)
         try:
-            async with open_runtime(settings, _worker_name(settings, "functions", slot)) as runtime:
+            async with open_runtime(settings, name) as opened:
                 slots = settings.queue_function_concurrency
-                equipped = dataclasses.replace(runtime, sandbox=sandbox, shared_pool=shared_pool)
+                equipped = dataclasses.replace(opened, sandbox=sandbox, shared_pool=shared_pool)
                 working = partial(_execute, equipped, shared_pool, slots)
+                parts: list[Coroutine[object, object, None]] = [obey(equipped, catalog.COMMANDS)]
                 if settings.allow_package_installation:
                     follower = PackageFollower(directories, [sandbox, shared_pool])
-                    await _together([run_loop(runtime, follower.loop), _once_settled(follower, working)])
+                    parts += [run_loop(equipped, follower.loop), _once_settled(follower, working)]
                 else:
-                    await working()
+                    parts.append(working())
+                await _together(parts)
         finally:
             await shared_pool.close()
             await sandbox.close()

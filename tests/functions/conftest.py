@@ -44,7 +44,7 @@ async def working(
     runtime: Runtime, name: str = "functions-test", port: int = 8000, memory_bytes: int = 1 << 30
 ) -> AsyncIterator[Worker[Any]]:
     """A function worker with two slots, a sandbox and a shared pool of its own, while the block runs."""
-    sandbox = open_sandbox(SandboxConfig(min_size=1, min_idle=1, max_size=12, platform_port=port))
+    sandbox = open_sandbox(SandboxConfig(min_size=1, min_idle=1, max_size=12, platform=("127.0.0.1", port)))
     shared = SharedPool(SharedConfig(count=2, platform_port=port, memory_bytes=memory_bytes, stop_seconds=1.0))
     await sandbox.start()
     await shared.start()

@@ -40,6 +40,8 @@ class Attack:
     """Whether it needs namespaces to hold: at the Landlock level something weaker does."""
     needs: tuple[str, ...] = ()
     """Packages that the code imports."""
+    only_native: str = ""
+    """Why it says nothing about a container, if so."""
 
 
 @contextmanager

@@ -66,6 +66,7 @@ def _the_root(host: Host) -> list[Attack]:
             "kernel files in /proc",
             handler("import os\nreturn [n for n in ('kcore', 'kallsyms', 'sys') if os.path.exists('/proc/' + n)]"),
             gives([]),
+            only_native="a container shows that they exist; that they cannot be read, other attacks tell",
         ),
         Attack(
             "what the root holds",
@@ -116,6 +117,7 @@ def files(host: Host) -> list[Attack]:
         str(Path(__file__).resolve()),
         "/proc/1/root/etc/shadow",
         "/proc/sys/kernel/core_pattern",
+        "/proc/kallsyms",
         "/root/.ssh",  # path: what an attacker looks for
         "/var/lib",
         "/home",

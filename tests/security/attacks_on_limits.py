@@ -42,6 +42,7 @@ def resources() -> list[Attack]:
             "1 GB of memory in numpy",
             handler("import numpy as np\nx = np.ones(1 << 27)\nreturn float(x.sum())"),
             failed("memory limit", "Memory", "allocate"),
+            wall_seconds=30,
             needs=("numpy",),
             namespaces=False,
         ),

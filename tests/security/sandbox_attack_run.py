@@ -1,5 +1,7 @@
-"""Run every attack on the driver in this process' place and print the answers as JSON. A file of its own, so that it
-can be started as another user."""
+"""Run every attack on a driver in this process' place and print the answers as JSON; with `docker` on that one.
+
+A file of its own, so that it can be started as another user.
+"""
 
 import asyncio
 import json
@@ -9,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sinas_server.backends.sandbox import Limits, Outcome, Task
+from sinas_server.backends.sandbox import Limits, Outcome, Sandbox, Task
 from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
+from tests.backends.sandbox.engine import open_docker
 from tests.security.sandbox_attacks import Host, attacks, bait
 
 PACKAGES = Path(np.__file__).parent.parent
@@ -28,7 +31,8 @@ def answer(outcome: Outcome) -> dict[str, object]:
 
 
 async def run(host: Host) -> dict[str, object]:
-    sandbox = open_sandbox(SandboxConfig(packages=(PACKAGES,), preload=("numpy", "requests"), min_size=2))
+    config = SandboxConfig(packages=(PACKAGES,), preload=("numpy", "requests"), min_size=2)
+    sandbox: Sandbox = open_docker(config) if sys.argv[1:] == ["docker"] else open_sandbox(config)
     await sandbox.start()
     try:
         found: dict[str, dict[str, object]] = {}

@@ -112,7 +112,7 @@ async def _outcome(settings: Settings, task: Task, packages: Sequence[str]) -> O
         min_size=1,
         max_size=2,
         min_idle=1,
-        platform_port=settings.port,
+        platform=("127.0.0.1", settings.port),
         allowed_hosts=settings.sinas_allowed_hosts,
     )
     sandbox = open_sandbox(config)

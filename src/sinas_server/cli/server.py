@@ -114,7 +114,7 @@ def doctor(settings: Settings) -> None:
     import asyncio  # lazy: `up` forks, and must not have a loop
 
     from sinas_server.backends.sandbox import SandboxUnavailable  # lazy: only this command needs it
-    from sinas_server.backends.sandbox.native import probe  # lazy: the same
+    from sinas_server.backends.sandbox.choose import probe  # lazy: the same
 
     findings = diagnose(DataDir(settings.sinas_data_dir), settings.bind_host, settings.port)
     complete = True
@@ -124,10 +124,12 @@ def doctor(settings: Settings) -> None:
         if finding.advice:
             say(f"      {finding.advice}")
     try:
-        level = asyncio.run(probe())
+        level = asyncio.run(probe(settings))
     except SandboxUnavailable as error:
         fail(f"NO  sandbox: {error}")
     say(f"ok  sandbox: {level.name} ({level.reason})")
+    for missing in level.missing:
+        say(f"      {missing}")
     if not complete:
         fail("Something is missing; see above.")
 

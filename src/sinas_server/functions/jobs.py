@@ -25,7 +25,6 @@ from sqlalchemy import (
 from sinas_server.backends.sandbox import (
     Egress,
     Ending,
-    Limits,
     OnOutput,
     Outcome,
     Sandbox,
@@ -34,6 +33,7 @@ from sinas_server.backends.sandbox import (
     SandboxUnavailable,
     Task,
 )
+from sinas_server.backends.sandbox.config import limits
 from sinas_server.functions.code import LIMIT_NAME, as_function, script_input
 from sinas_server.functions.concurrency import admit
 from sinas_server.functions.execute import OURS, Standing, ours, topic
@@ -288,11 +288,7 @@ def _task(runtime: Runtime, row: ExecutionRow, function: FunctionSpec, token: st
         entry_points=() if is_code else tuple(dict.fromkeys(("handler", legacy_entry_point(row.name)))),
         input=script_input(row) if is_code else row.input_data,
         context={} if is_code else context,
-        limits=Limits(
-            wall_seconds=row.timeout,
-            memory_bytes=settings.max_function_memory << 20,
-            cpus=settings.max_function_cpu,
-        ),
+        limits=limits(settings, row.timeout),
         egress=_stricter(settings.function_egress, function.egress),
         filename=f"{row.namespace}/{row.name}.py",
     )

@@ -58,3 +58,21 @@ def check_redis_url(value: SecretStr) -> SecretStr:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
+
+
+SIZES = {"": 0, "k": 10, "m": 20, "g": 30}
+
+
+def parse_size(value: object) -> object:
+    """`512m` or `1g`, as Docker writes sizes, in bytes. Raises `ValueError`."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower().removesuffix("b")
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in {"k", "m", "g"} else (text, "")
+    if not number.isdigit():
+        raise ValueError("must be a size such as 512m or 1g")
+    return int(number) << SIZES[unit]
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+"""A number of bytes."""

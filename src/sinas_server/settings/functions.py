@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings
 
-from sinas_server.settings.checks import Names
+from sinas_server.settings.checks import Names, Size
 
 
 class FunctionSettings(BaseSettings):
@@ -27,6 +27,12 @@ class FunctionSettings(BaseSettings):
     )
     max_function_memory: int = Field(512, ge=32, description="Memory limit of an execution, in MB.")
     max_function_cpu: float = Field(1.0, gt=0, description="CPU limit of an execution, in cores.")
+    max_function_storage: Size = Field(
+        1 << 30,
+        ge=1 << 20,
+        description="Most that an execution may write, such as `512m` or `1g`. The one place that can be written is "
+        "`/tmp`, of 100 MB in memory; a smaller value makes it smaller.",
+    )
     function_egress: Literal["public", "list", "none"] = Field(
         "public",
         description="What functions may reach: `public` addresses and `SINAS_ALLOWED_HOSTS`, only those on that "
@@ -50,6 +56,27 @@ class FunctionSettings(BaseSettings):
         "worker, outside any sandbox.",
     )
     package_timeout: float = Field(900, gt=0, description="Longest that resolving or installing may take, in seconds.")
+    sandbox_driver: Literal["auto", "native", "docker"] = Field(
+        "auto",
+        description="What isolates functions: `native` (Linux namespaces), `docker` (containers), or `auto`: Docker if "
+        "`DOCKER_HOST` names an engine, else native where namespaces can be had, else an engine at its usual place.",
+    )
+    docker_host: str | None = Field(
+        None,
+        min_length=1,
+        description="Docker engine for sandbox containers: `unix:///var/run/docker.sock` or `tcp://host:2375`. Only "
+        "function workers use it.",
+    )
+    sandbox_image: str = Field("sinas-sandbox", min_length=1, description="Image of the sandbox containers.")
+    sandbox_runtime: str = Field(
+        "runc", min_length=1, description="Runtime of the sandbox containers, as the engine knows it: `runc`, `runsc`."
+    )
+    sinas_internal_url: str | None = Field(
+        None,
+        pattern=r"^http://[^/]+$",
+        description="Where function workers reach the API on behalf of functions, such as `http://api:8000`. "
+        "Default: `http://127.0.0.1:PORT`.",
+    )
     sandbox_min_size: int = Field(
         4,
         ge=1,
@@ -67,6 +94,18 @@ class FunctionSettings(BaseSettings):
         ge=0,
         validation_alias=AliasChoices("SANDBOX_MIN_IDLE", "POOL_MIN_IDLE"),
         description="The pool is refilled when fewer idle sandboxes than this are left.",
+    )
+    sandbox_max_executions: int = Field(
+        100,
+        ge=1,
+        validation_alias=AliasChoices("SANDBOX_MAX_EXECUTIONS", "POOL_MAX_EXECUTIONS"),
+        description="Executions after which a sandbox container is replaced. The native driver uses each sandbox once.",
+    )
+    function_container_idle_timeout: float = Field(
+        3600,
+        gt=0,
+        description="Seconds after which a sandbox container that nobody used is removed, if the pool has more than it "
+        "must keep.",
     )
     pool_acquire_timeout: float = Field(
         30,

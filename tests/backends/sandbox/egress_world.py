@@ -3,17 +3,13 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-import pytest
-
 from sinas_server.backends.net import Address
 from sinas_server.backends.sandbox import Outcome, Sandbox
-from sinas_server.backends.sandbox.egress import make_policy
-from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
-from sinas_server.backends.sandbox.native import sandbox as driver
+from sinas_server.backends.sandbox.config import SandboxConfig
 from tests.backends.sandbox.conftest import PACKAGES, task
 
 NAMES = {
@@ -70,17 +66,20 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def open_world() -> AsyncIterator[World]:
+async def open_world(driver: Callable[[SandboxConfig], Sandbox]) -> AsyncIterator[World]:
     """All of it, while the block runs."""
     platform, one = await serve("platform")
     outside, two = await serve("outside")
-    allowed = ("allowed.test", "*.wild.test", "mixed.test:1", "rebound.test", "169.254.169.254")
-    config = SandboxConfig(
-        packages=(PACKAGES,), min_size=2, max_size=4, platform_port=platform.port, allowed_hosts=allowed
+    sandbox = driver(
+        SandboxConfig(
+            packages=(PACKAGES,),
+            min_size=2,
+            max_size=4,
+            platform=("127.0.0.1", platform.port),
+            allowed_hosts=("allowed.test", "*.wild.test", "mixed.test:1", "rebound.test", "169.254.169.254"),
+            resolve=look_up,
+        )
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "make_policy", lambda allowed, hosts, port: make_policy(allowed, hosts, port, look_up))
-        sandbox = open_sandbox(config)
     await sandbox.start()
     yield World(sandbox, platform, outside)
     await sandbox.close()

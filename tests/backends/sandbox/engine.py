@@ -15,6 +15,7 @@ from sinas_server.backends.sandbox.guest import wire
 
 ROOT = Path(__file__).parent.parent.parent.parent
 BUILD_SECONDS = 300
+BASE = "python:3.11-slim"
 
 
 def docker(*arguments: str, timeout: float = 60) -> str:
@@ -29,11 +30,19 @@ def docker(*arguments: str, timeout: float = 60) -> str:
 
 @functools.cache
 def missing_engine() -> str | None:
-    """Why there is no engine."""
+    """Why there is no engine that can build the image."""
     if shutil.which("docker") is None:
         return "there is no docker command here"
-    done = subprocess.run(["docker", "version"], capture_output=True, text=True, check=False, timeout=60)
-    return None if done.returncode == 0 else f"no Docker engine answers: {done.stderr.strip()}"
+    if not _works("version"):
+        return "no Docker engine answers"
+    if not _works("image", "inspect", BASE) and not _works("pull", "--quiet", BASE):
+        return f"the Docker engine has no image {BASE} and cannot pull it"
+    return None
+
+
+def _works(*arguments: str) -> bool:
+    done = subprocess.run(["docker", *arguments], capture_output=True, check=False, timeout=BUILD_SECONDS)
+    return done.returncode == 0
 
 
 @functools.cache

@@ -1,19 +1,20 @@
 """What functions reach through the egress proxy, by which client, under which policy."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from sinas_server.backends.net import parse_rule
-from sinas_server.backends.sandbox import Ending
+from sinas_server.backends.sandbox import Ending, Sandbox
+from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.egress import Policy, RefusedError, make_policy
 from tests.backends.sandbox.egress_world import World, look_up, open_world
 
 
 @pytest.fixture(scope="module")
-async def world() -> AsyncIterator[World]:
-    async with open_world() as made:
+async def world(driver: Callable[[SandboxConfig], Sandbox]) -> AsyncIterator[World]:
+    async with open_world(driver) as made:
         yield made
 
 
@@ -168,7 +169,7 @@ async def handler(i, c):
 
 
 def policy(*allowed: str) -> Policy:
-    return make_policy(allowed, ("host.docker.internal:8000",), 9000, look_up)
+    return make_policy(SandboxConfig(allowed_hosts=allowed, platform=("127.0.0.1", 9000), resolve=look_up))
 
 
 @pytest.mark.parametrize(

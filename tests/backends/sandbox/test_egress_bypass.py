@@ -1,20 +1,21 @@
 """The ways around the egress proxy that attackers try, on the driver and in the policy."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
 
 import pytest
 
 from sinas_server.backends.net import Address
-from sinas_server.backends.sandbox import Ending
+from sinas_server.backends.sandbox import Ending, Sandbox
+from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.egress import RefusedError, make_policy
 from tests.backends.sandbox.egress_world import World, open_world
 
 
 @pytest.fixture(scope="module")
-async def world() -> AsyncIterator[World]:
-    async with open_world() as made:
+async def world(driver: Callable[[SandboxConfig], Sandbox]) -> AsyncIterator[World]:
+    async with open_world(driver) as made:
         yield made
 
 
@@ -172,7 +173,7 @@ async def test_a_name_that_moves_to_a_private_address_is_refused_at_the_connecti
         asked += 1
         return [ip_address(text) for text in next(answers)]
 
-    rules = make_policy((), ("host.docker.internal:8000",), 9000, moving)
+    rules = make_policy(SandboxConfig(resolve=moving))
     assert [str(each) for each in await rules.addresses("public", "rebinding.test", 0)] == ["8.8.8.8"]
     with pytest.raises(RefusedError, match=r"10\.0\.0\.1 is not a public address"):
         await rules.addresses("public", "rebinding.test", 80)
@@ -183,6 +184,6 @@ async def test_a_name_that_moves_to_a_private_address_is_refused_at_the_connecti
     "host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "localhost", "ip6-localhost", "127.0.0.1."]
 )
 async def test_odd_spellings_of_loopback_with_the_real_resolver(host: str) -> None:
-    rules = make_policy((), ("host.docker.internal:8000",), 9000)
+    rules = make_policy(SandboxConfig())
     with pytest.raises((RefusedError, OSError)):
         await rules.addresses("public", host.rstrip("."), 80)

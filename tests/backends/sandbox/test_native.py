@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sinas_server.backends.sandbox import Ending, Limits, SandboxUnavailable
-from sinas_server.backends.sandbox.native import LevelName, NativeSandbox, SandboxConfig, open_sandbox, probe
+from sinas_server.backends.sandbox.native import LevelName, NativeSandbox, SandboxConfig, open_sandbox
 from sinas_server.backends.sandbox.native.cgroups import Groups
 from sinas_server.backends.sandbox.native.watchdog import tree
 from tests.backends.sandbox.conftest import task, until
@@ -32,18 +32,14 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def processes() -> list[int]:
-    return list(tree(os.getpid()))
-
-
 def groups(sandbox: NativeSandbox) -> int:
     found = sandbox.groups
     return 0 if found is None else sum(len(list(parent.glob("*/"))) for parent in found.own_directories())
 
 
 async def at_rest(sandbox: NativeSandbox) -> None:
-    """Wait until the pool is full and nothing is ending: this process, the zygote's two and two sandboxes."""
-    await until(lambda: sandbox.stats().idle == 2 and len(processes()) == 5, "the pool is at rest")
+    """Wait until the pool is full and nothing is ending: the zygote's two processes and two sandboxes."""
+    await until(lambda: sandbox.stats().idle == 2 and len(list(tree(sandbox.zygote_pid))) == 4, "the pool is at rest")
     assert groups(sandbox) <= 3 * 4  # at most one per sandbox that may live, in each of three hierarchies
 
 
@@ -116,8 +112,8 @@ async def test_packages_that_cannot_be_preloaded(tmp_path: Path) -> None:
         await sandbox.close()
 
 
-async def test_probe_tells_the_level() -> None:
-    level = await probe()
+async def test_the_level_is_told(native: NativeSandbox) -> None:
+    level = native.level
     assert level.name in {LevelName.CGROUPS, LevelName.NAMESPACES}
     assert level.reason.startswith("each execution has its own user, PID, mount, network")
 

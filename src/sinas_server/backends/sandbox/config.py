@@ -1,10 +1,15 @@
 """How to open a native sandbox."""
 
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sinas_server.backends.net import Address, resolve
 from sinas_server.backends.sandbox import Limits
+from sinas_server.settings import Settings
+
+Resolve = Callable[[str, int], Awaitable[list[Address]]]
 
 GUEST_PLATFORM_HOST = "host.docker.internal"
 GUEST_PLATFORM_PORT = 8000
@@ -35,11 +40,23 @@ class SandboxConfig:
     """Seconds a caller waits for a free sandbox."""
     host_uid: int = 1_900_000_000
     """When the platform runs as root: the uid that functions have on the host; it must own nothing."""
-    platform_port: int = GUEST_PLATFORM_PORT
-    """The API's real port on this machine's loopback."""
+    platform: tuple[str, int] = ("127.0.0.1", GUEST_PLATFORM_PORT)
+    """Where the API really is, as this process reaches it."""
     platform_hosts: tuple[str, ...] = (f"{GUEST_PLATFORM_HOST}:{GUEST_PLATFORM_PORT}",)
     """Each `host:port` that means the API, for functions, under every egress policy."""
+    resolve: Resolve = resolve
+    """Looks host names up for the egress proxy."""
     allowed_hosts: tuple[str, ...] = ()
     """Names, `*.domain`, addresses or networks, with an optional `:port`, that functions may reach even if private."""
     cgroup_parent: Path | None = None
     """A delegated cgroup v2 directory to make groups in; found automatically where possible."""
+
+
+def limits(settings: Settings, wall_seconds: float) -> Limits:
+    """What one execution may use, so that it fits the sandboxes that are made ahead of time."""
+    return Limits(
+        wall_seconds=wall_seconds,
+        memory_bytes=settings.max_function_memory << 20,
+        cpus=settings.max_function_cpu,
+        tmp_bytes=min(Limits.tmp_bytes, settings.max_function_storage),
+    )

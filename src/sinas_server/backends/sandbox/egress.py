@@ -7,7 +7,7 @@ be reached, one a line). Errors come as 403 (refused), 404 (no such name), 502 o
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -20,9 +20,9 @@ from sinas_server.backends.net import (
     parse_rule,
     refuse_metadata,
     refuse_private,
-    resolve,
 )
 from sinas_server.backends.sandbox import Egress
+from sinas_server.backends.sandbox.config import Resolve, SandboxConfig
 
 HEAD_SECONDS = 10.0
 CONNECT_SECONDS = 30.0
@@ -30,8 +30,6 @@ MAX_CONNECTIONS = 64
 CHUNK = 1 << 16
 HEAD_LIMIT = 1 << 16
 LOOPBACK = "127.0.0.1"
-
-Resolve = Callable[[str, int], Awaitable[list[Address]]]
 
 
 class RefusedError(Exception):
@@ -44,8 +42,9 @@ class Policy:
 
     rules: tuple[Rule, ...]
     platform_hosts: frozenset[tuple[str, int]]
-    platform_port: int
-    resolve: Resolve = resolve
+    platform: tuple[str, int]
+    """Where it really is."""
+    resolve: Resolve
 
     def is_platform(self, host: str, port: int) -> bool:
         """Whether this means the platform's own API."""
@@ -90,12 +89,11 @@ class Policy:
         return refuse_private(address)
 
 
-def make_policy(
-    allowed_hosts: tuple[str, ...], platform_hosts: tuple[str, ...], platform_port: int, look_up: Resolve = resolve
-) -> Policy:
-    """The policy from settings. Raises `ValueError` for an entry that is not a host."""
-    hosts = frozenset((host, int(port)) for host, _, port in (entry.rpartition(":") for entry in platform_hosts))
-    return Policy(tuple(parse_rule(entry) for entry in allowed_hosts), hosts, platform_port, look_up)
+def make_policy(config: SandboxConfig) -> Policy:
+    """The policy of a sandbox. Raises `ValueError` for an allowed host that is none."""
+    entries = (entry.rpartition(":") for entry in config.platform_hosts)
+    hosts = frozenset((host, int(port)) for host, _, port in entries)
+    return Policy(tuple(map(parse_rule, config.allowed_hosts)), hosts, config.platform, config.resolve)
 
 
 class EgressProxy:
@@ -185,7 +183,7 @@ class EgressProxy:
     async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the very address that was checked."""
         if self._policy.is_platform(host, port):
-            return await asyncio.open_connection(LOOPBACK, self._policy.platform_port)
+            return await asyncio.open_connection(*self._policy.platform)
         if self._policy.knows_platform_name(host):
             raise RefusedError(f"egress to {host}:{port} is not permitted: only the platform's API is there")
         async with asyncio.timeout(CONNECT_SECONDS):

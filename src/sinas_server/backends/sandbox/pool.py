@@ -59,10 +59,14 @@ class Pool(Generic[M]):
         self._source = source
         self._floor = size.min_size
         """The fewest to keep, idle and in use: `min_size` until it is scaled."""
+        self._surplus = 0
+        """How many of those in use are to end when they are given back."""
         self._generation = 0
         self._records: dict[M, _Record] = {}
         self._idle: deque[M] = deque()
         self._used: dict[M, None] = {}
+        self._renewing: dict[M, None] = {}
+        """Given back, and not ready yet."""
         self._waiting: deque[asyncio.Future[M]] = deque()
         self._reserved = 0
         """Places of callers whose sandbox is being made for them."""
@@ -88,7 +92,7 @@ class Pool(Generic[M]):
         return Stats(
             max_size=self._size.max_size,
             max_executions=self._size.max_executions,
-            idle_members=tuple(map(self._describe, self._idle)),
+            idle_members=tuple(map(self._describe, (*self._idle, *self._renewing))),
             in_use_members=tuple(map(self._describe, self._used)),
         )
 
@@ -170,10 +174,13 @@ class Pool(Generic[M]):
         """A used sandbox: used again if it can be, otherwise ended, and a new one is made."""
         del self._used[member]
         fits = same_shape(member.limits, self._limits) and member.executions < self._size.max_executions
-        if self._closed or not fits or self._outdated(member):
+        unwanted = self._surplus > 0
+        self._surplus -= unwanted
+        if self._closed or unwanted or not fits or self._outdated(member):
             self._retire(member)
             return
         self._starting += 1
+        self._renewing[member] = None
         self._spawn_task(self._renew(member))
 
     def _outdated(self, member: M) -> bool:
@@ -185,6 +192,7 @@ class Pool(Generic[M]):
             usable = await member.renewed()
         finally:
             self._starting -= 1
+            del self._renewing[member]
             self._wake.set()
             if not usable or self._closed or self._outdated(member):
                 self._retire(member)
@@ -296,6 +304,7 @@ class Pool(Generic[M]):
         self._floor = min(target, self._size.max_size)
         while len(self._idle) > self._wanted_idle():
             self._retire(self._idle.popleft())
+        self._surplus = max(0, self._in_use + len(self._idle) - max(self._floor, self._size.min_idle))
         self._wake.set()
         await self._until(lambda: self.stats().total >= self._floor)
         return self.stats().total
@@ -330,9 +339,9 @@ class Pool(Generic[M]):
         """The hashes of the sets of packages that sandboxes were made with."""
         return frozenset(member.packages for member in self._records if member.packages)
 
-    def idle(self) -> list[M]:
-        """The sandboxes that wait."""
-        return list(self._idle)
+    def members(self) -> list[M]:
+        """All sandboxes, those in use too."""
+        return [*self._idle, *self._renewing, *self._used]
 
     def remove(self, member: M) -> None:
         """End an idle sandbox; one that is not idle any more is left alone."""
@@ -341,7 +350,7 @@ class Pool(Generic[M]):
     def trim(self, idle_seconds: float) -> None:
         """End what has waited for so long and is more than the pool has to keep."""
         before = time.monotonic() - idle_seconds
-        for member in self.idle():
+        for member in list(self._idle):
             if len(self._idle) > self._wanted_idle() and self._records[member].idle_since < before:
                 self.remove(member)
 

@@ -15,6 +15,8 @@ from sinas_server.backends.sandbox import SandboxUnavailable
 from sinas_server.backends.sandbox.member import SpawnError
 
 REQUEST_SECONDS = 60.0
+NO_CONNECTION = 900
+"""What aiodocker gives as the status when there was none."""
 SOUND_RUNC = {(1, 2): 8, (1, 3): 3}
 """The patch releases from which on CVE-2025-31133, -52565 and -52881 are mended; all of 1.4 and later are."""
 
@@ -52,6 +54,8 @@ async def _asking(what: str) -> AsyncIterator[None]:
         async with asyncio.timeout(REQUEST_SECONDS):
             yield
     except aiodocker.DockerError as error:
+        if error.status == NO_CONNECTION:
+            raise EngineError(f"the Docker engine does not answer: {error.message}") from error
         raise EngineError(f"the Docker engine could not {what}: {error.message}") from error
     except TimeoutError as error:
         raise EngineError(f"the Docker engine did not {what} within {REQUEST_SECONDS:g} s") from error

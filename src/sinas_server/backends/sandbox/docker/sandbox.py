@@ -31,7 +31,7 @@ class DockerSandbox:
     def __init__(self, config: SandboxConfig, docker: DockerConfig) -> None:
         self._config = config
         self._docker = docker
-        self._policy = make_policy(config.allowed_hosts, config.platform_hosts, config.platform_port)
+        self._policy = make_policy(config)
         self._size = PoolSize(
             config.min_size, config.max_size, config.min_idle, config.acquire_timeout, config.max_executions
         )
@@ -66,10 +66,8 @@ class DockerSandbox:
             runtime = f"runc {facts.runc}"
             if old_runc(facts.runc):
                 missing.append(OLD_RUNC.format(version=facts.runc))
-        if not all(member.landlock for member in pool.idle()):
+        if not all(member.landlock for member in pool.members()):
             missing.append(NO_LANDLOCK)
-        for problem in missing:
-            log.warning("sandbox", problem=problem)
         reason = (
             "each execution is a fresh process with a user id of its own in a container without network "
             f"(Docker {facts.version}, {runtime})"
@@ -77,14 +75,17 @@ class DockerSandbox:
         return Level("docker", reason, tuple(missing))
 
     async def _look_after(self, pool: Pool[Container]) -> None:
-        """Every minute: end idle containers that do not answer, and those that nobody has needed for long."""
+        """Every minute exchange signs of life with each container, and end idle ones that do not answer.
+
+        One that hears nothing ends by itself. Those that nobody has needed for long are ended as well.
+        """
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
-            members = pool.idle()
+            members = pool.members()
             answers = await asyncio.gather(*(member.answers(ANSWER_SECONDS) for member in members))
             for member, alive in zip(members, answers, strict=True):
                 if not alive:
-                    log.warning("a sandbox container does not answer; it is replaced", container=member.name)
+                    log.warning("a sandbox container does not answer", container=member.name)
                     pool.remove(member)
             pool.trim(self._config.idle_seconds)
 
@@ -97,15 +98,16 @@ class DockerSandbox:
 
     async def run(self, task: Task, on_output: OnOutput | None = None) -> Outcome:
         """Run one task in a fresh process. Raises `SandboxBusy` and, when closed, `SandboxUnavailable`."""
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             raise SandboxUnavailable("the sandbox was not started")
-        container = await self._pool.take(task.limits)
+        container = await pool.take(task.limits)
         proxy = EgressProxy(self._policy, task.egress)
         try:
             return conclude(task, await container.execute(task, proxy, on_output))
         finally:
             proxy.close()
-            self._pool.give_back(container)
+            pool.give_back(container)
 
     async def use(self, packages: PackageSet | None) -> None:
         """Run from now on with these packages. Raises `SandboxUnavailable`, and then nothing has changed."""

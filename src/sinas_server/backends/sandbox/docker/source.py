@@ -139,7 +139,6 @@ class ContainerSource:
             "AttachStdin": True,
             "AttachStdout": True,
             "AttachStderr": True,
-            "NetworkDisabled": True,
             "Env": [],
             "HostConfig": {
                 "AutoRemove": True,

@@ -2,6 +2,6 @@
 
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.native.levels import LevelName
-from sinas_server.backends.sandbox.native.sandbox import NativeSandbox, open_sandbox, probe
+from sinas_server.backends.sandbox.native.sandbox import NativeSandbox, open_sandbox
 
-__all__ = ["LevelName", "NativeSandbox", "SandboxConfig", "open_sandbox", "probe"]
+__all__ = ["LevelName", "NativeSandbox", "SandboxConfig", "open_sandbox"]

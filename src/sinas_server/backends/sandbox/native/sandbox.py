@@ -23,7 +23,7 @@ class NativeSandbox:
 
     def __init__(self, config: SandboxConfig) -> None:
         self._config = config
-        self._policy = make_policy(config.allowed_hosts, config.platform_hosts, config.platform_port)
+        self._policy = make_policy(config)
         self._ground: Ground | None = None
         self._guest: Config | None = None
         self._packages: str | None = None
@@ -163,13 +163,3 @@ class NativeSandbox:
 def open_sandbox(config: SandboxConfig) -> NativeSandbox:
     """A sandbox to `start()` in the process that will use it. Raises `ValueError` for an unusable allow-list."""
     return NativeSandbox(config)
-
-
-async def probe(config: SandboxConfig | None = None) -> Level:
-    """How this machine would isolate functions, found by doing it. Raises `SandboxUnavailable`."""
-    sandbox = NativeSandbox(config or SandboxConfig(min_size=1, min_idle=1, max_size=1))
-    await sandbox.start()
-    try:
-        return sandbox.level
-    finally:
-        await sandbox.close()
