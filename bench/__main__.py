@@ -8,19 +8,25 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import bars, checks
+from bench import bars, checks, executions
 from bench.adapter import measure_adapter
 from bench.client import Client
 from bench.report import Line, table, write_json
 from bench.stack import Stack
 
 IDLE_SECONDS = 10.0
-CHOICES = ("me", "checks", "call", "shared", "calls", "turn", "adapter", "memory", "start", "docker")
+CHOICES = (
+    *("me", "checks", "call", "slowest", "raises", "shared", "calls", "crowd", "turn", "adapter"),
+    *("memory", "start", "docker"),
+)
 
 CALLING: Mapping[str, tuple[str, Callable[[bars.Bench, bytes], Line]]] = {
     "call": ("a function call", bars.measure_call),
+    "slowest": ("the slowest function calls", executions.measure_slowest),
+    "raises": ("a function call that raises", executions.measure_exception),
     "shared": ("a function call in the shared pool", bars.measure_shared),
     "calls": ("function calls", bars.measure_calls),
+    "crowd": ("very many function calls", executions.measure_crowd),
     "turn": ("a chat turn", bars.measure_turn),
     "adapter": ("the OpenAI adapter", measure_adapter),
 }

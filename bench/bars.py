@@ -130,7 +130,7 @@ def measure_calls(bench: Bench, call: bytes) -> Line:
             assert not count["failed"]
     note = f"{failed} failed; the slowest call took {slowest / 1e6:.2f} s"
     name = "function calls / sandbox pool directly, 32 callers"
-    return Line(name, median(rates), median(direct), "/s", 0.5, at_least=True, holds=not failed, note=note)
+    return Line(name, median(rates), median(direct), "/s", 0.6, at_least=True, holds=not failed, note=note)
 
 
 def measure_docker(bench: Bench) -> Line | str:
