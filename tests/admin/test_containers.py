@@ -113,10 +113,24 @@ async def test_a_worker_that_is_silent_is_named(
         assert [each["worker"] for each in scaled["workers"]] == ["functions-0"]
 
 
-async def test_without_workers_it_is_503(admin: Person) -> None:
-    for method, path in (("GET", "stats"), ("POST", "reload")):
-        answer = await admin.http.request(method, f"{PATH}/{path}")
-        assert (answer.status_code, answer.json()["detail"]) == (503, "No function worker answers")
+async def test_without_workers_there_are_no_sandboxes(admin: Person) -> None:
+    stats = (await admin.http.get(f"{PATH}/stats")).json()
+    assert (stats["total"], stats["max_size"], stats["workers"]) == (0, 0, [])
+    assert (await admin.http.post(f"{PATH}/reload")).json()["idle_containers"] == 0
+    assert (await admin.http.post(f"{PATH}/scale", json={"target": 0})).json()["action"] == "none"
+    refused = await admin.http.post(f"{PATH}/scale", json={"target": 1})
+    assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", "target"])
+
+
+async def test_workers_of_which_none_answers_are_503(
+    runtime: Runtime, admin: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinas_server.admin.containers.TELL_SECONDS", 1.0)
+    async with beating(replace(runtime, worker_name="functions-9"), "functions"):
+        while (answer := await admin.http.get(f"{PATH}/stats")).status_code == 200:
+            continue
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == "No function worker answers (functions-9: it did not answer within 1 s)"
 
 
 async def test_ordinary_users_may_not(pools: list[NativeSandbox], user: Person) -> None:

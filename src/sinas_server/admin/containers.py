@@ -21,7 +21,9 @@ QUEUE = "functions"
 TELL_SECONDS = 5.0
 EXTRA_SECONDS = 5.0
 """Beyond what a pool takes at most for making sandboxes."""
-AWAY: dict[int | str, dict[str, object]] = {503: {"description": "No function worker answers, or Redis does not."}}
+AWAY: dict[int | str, dict[str, object]] = {
+    503: {"description": "No function worker that is alive answers, or Redis does not."}
+}
 
 
 class Container(BaseModel):
@@ -105,9 +107,9 @@ class ReloadResponse(BaseModel):
 
 async def _ask_all(runtime: Runtime, command: str, seconds: float, arguments: Mapping[str, Json]) -> list[Answer]:
     answers = await ask(runtime, command, arguments, seconds)
-    if not any(answer.error is None for answer in answers):
+    if answers and not any(answer.error is None for answer in answers):
         reasons = "; ".join(f"{answer.worker}: {answer.error}" for answer in answers)
-        raise UnavailableError(f"No function worker answers{f' ({reasons})' if reasons else ''}")
+        raise UnavailableError(f"No function worker answers ({reasons})")
     return answers
 
 
@@ -143,7 +145,7 @@ async def stats(runtime: Run, caller: CurrentCaller) -> Response:
     return JsonAnswer(
         {name: _sum(answers, name) for name in numbers}
         | {
-            "max_executions": limits[0],
+            "max_executions": next(iter(limits), 0),
             "idle_containers": _all(answers, "idle_containers"),
             "in_use_containers": _all(answers, "in_use_containers"),
             "workers": workers,
@@ -158,7 +160,7 @@ def _shares(target: int, told: Sequence[Answer]) -> dict[str, Json]:
     if target > most:
         reason = f"must be at most {most}: SANDBOX_MAX_SIZE of {len(workers)} function workers together"
         raise InvalidError([(("body", "target"), reason)])
-    each, rest = divmod(target, len(workers))
+    each, rest = divmod(target, len(workers) or 1)
     return {worker: {"target": each + (number < rest)} for number, worker in enumerate(workers)}
 
 
