@@ -19,6 +19,7 @@ from sinas_server.chats.departure import delete_chats
 from sinas_server.chats.expiry import EXPIRY_LOOP
 from sinas_server.chats.invoke import invoke_router
 from sinas_server.chats.jobs import CHAT_JOB
+from sinas_server.chats.late_hooks import LATE_HOOKS_LOOP
 from sinas_server.chats.pending_input import pending_input_router
 from sinas_server.chats.results import ResultTools
 from sinas_server.chats.routes import chats_router
@@ -150,7 +151,7 @@ FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETEN
 
 LOOPS: tuple[Loop, ...] = (
     *(PURGE_LOOP, TASKS_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP),
-    *(FORGET_LOOP, SPENDING_LOOP),
+    *(FORGET_LOOP, SPENDING_LOOP, LATE_HOOKS_LOOP),
     *FUNCTION_LOOPS,
 )
 """Run by the scheduler."""

@@ -38,7 +38,7 @@ RULES = [
     {"when": {"after_tool": "shop/look"}, "answer": LAST},
 ]
 Step = Callable[..., Awaitable[object]]
-JOURNALED = ("answered", "finished", "closed_step", "completed")
+JOURNALED = ("heard", "answered", "finished", "closed_step", "drafted", "completed")
 SENT = ("open", "send", "finish")
 
 

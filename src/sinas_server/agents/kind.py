@@ -98,7 +98,8 @@ class Hook(_Part):
     function: Reference = Field(description="The function, as `namespace/name`.")
     run_async: bool = Field(default=False, alias="async", description="Do not wait for it.")
     on_timeout: Literal["block", "passthrough"] = Field(
-        default="passthrough", description="What happens when it takes too long or fails."
+        default="passthrough",
+        description="What happens when it takes too long or fails: the turn fails, or the message passes.",
     )
     timeout_seconds: float = Field(default=10.0, gt=0, le=300, description="The longest a synchronous hook may take.")
 
@@ -106,8 +107,15 @@ class Hook(_Part):
 class Hooks(_Part):
     """The hooks of an agent."""
 
-    on_user_message: list[Hook] = Field(default=[], description="Run on what the user says, in order.")
-    on_assistant_message: list[Hook] = Field(default=[], description="Run on what the agent says, in order.")
+    on_user_message: list[Hook] = Field(
+        default=[], description="Run on what the user says, in order, before the model is asked."
+    )
+    on_assistant_message: list[Hook] = Field(
+        default=[],
+        description="Run on the final answer, in order. With a synchronous one, the answer is sent in one piece when "
+        "it has passed, and what the model says beside tool calls is not shown. What an asynchronous one returns "
+        "changes the stored message.",
+    )
 
 
 class InitialMessage(_Part):

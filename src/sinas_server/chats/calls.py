@@ -9,6 +9,7 @@ import orjson
 from pydantic import JsonValue
 
 from sinas_server.backends.llm import Answer, ToolCall
+from sinas_server.chats.content import cleaned
 from sinas_server.chats.ending import abandon
 from sinas_server.chats.events import Call
 from sinas_server.chats.journal import Journal
@@ -25,11 +26,6 @@ NOT_APPROVED = "The user did not approve this call, so it was not carried out."
 NOT_DECIDED = "The user did not decide on this call in time, so it was not carried out."
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 """Provider's ids that can stand in a URL; others are replaced."""
-
-
-def cleaned(text: str) -> str:
-    """Text that can be stored: no NUL, no lone surrogates."""
-    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def storable(native: JsonValue) -> JsonValue:

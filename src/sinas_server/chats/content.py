@@ -121,6 +121,26 @@ def shown(text: str | None, parts: list[JsonValue] | None) -> str | None:
     return text if parts is None else json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
 
 
+def cleaned(text: str) -> str:
+    """Text that can be stored: no NUL, no lone surrogates."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def text_in(text: str | None, parts: list[JsonValue] | None) -> str:
+    """The text of content: that of its text parts, one line after the other."""
+    if parts is None:
+        return text or ""
+    return "\n".join(str(part["text"]) for part in parts if isinstance(part, dict) and part.get("type") == "text")
+
+
+def with_text(parts: list[JsonValue] | None, text: str) -> tuple[str | None, list[JsonValue] | None]:
+    """Content, as a message keeps it, with this text instead of its own; what is no text stays."""
+    if parts is None:
+        return text, None
+    others = [part for part in parts if not (isinstance(part, dict) and part.get("type") == "text")]
+    return None, [{"type": "text", "text": text}, *others]
+
+
 def for_model(text: str | None, parts: list[JsonValue] | None) -> tuple[Part, ...]:
     """Content as models take it."""
     if parts is None:

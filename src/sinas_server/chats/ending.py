@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, insert, select, update
 
 from sinas_server.chats.events import Answer, Runs, Segment, content
+from sinas_server.chats.hooks import ASYNC_HOOK
 from sinas_server.chats.live import send_end
 from sinas_server.chats.record import (
     add_results,
@@ -69,7 +70,7 @@ async def close(db: Db, runtime: Runtime, turn: TurnRow, segment: Segment, endin
 
 async def abandon(db: Db, runtime: Runtime, turn_id: UUID, call: tuple[int, int] | None = None) -> None:
     """Stop what works for a turn, or for one `call` (step, index) of it: executions, and the turns of called agents."""
-    executions = ExecutionRow.turn_id == turn_id
+    executions = (ExecutionRow.turn_id == turn_id) & ExecutionRow.trigger_id.is_distinct_from(ASYNC_HOOK)
     children = select(TurnRow).where(TurnRow.parent_turn_id == turn_id, IS_OPEN).with_for_update()
     if call is not None:
         step, index = call

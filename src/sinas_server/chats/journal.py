@@ -1,9 +1,10 @@
 """Writing down how far a turn is: each step in one transaction that holds only while the worker owns the turn."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import monotonic
+from typing import cast
 
 from pydantic import JsonValue
 from sqlalchemy import insert, select, update
@@ -14,6 +15,7 @@ from sinas_server.chats.events import Answer, Call, Runs, Segment
 from sinas_server.chats.record import (
     add_results,
     added,
+    as_runs,
     ended,
     hash_of,
     locked_turn,
@@ -43,11 +45,30 @@ class Told:
     """An answer of the model and how it was sent to the readers."""
 
     answer: ModelAnswer
-    call: ModelCall
+    call: ModelCall | None
+    """What it cost, unless that is written down or no model was asked."""
     text: str
     runs: Runs
     offset: int
     calls: tuple[Call, ...] = ()
+    usage: Mapping[str, JsonValue] | None = None
+    """What it cost, if that is written down."""
+
+    @classmethod
+    def drafted(cls, draft: Mapping[str, JsonValue]) -> "Told":
+        """An answer that is journaled as a draft, not sent yet."""
+        text, usage = str(draft["text"]), cast(Mapping[str, JsonValue], draft["usage"])
+        return cls(ModelAnswer(text, native=draft["native"]), None, text, as_runs(text), 0, usage=usage)
+
+    @classmethod
+    def instead(cls, text: str, usage: Mapping[str, JsonValue] | None = None) -> "Told":
+        """What is said instead of an answer of the model; `usage`: what that has cost."""
+        return cls(ModelAnswer(text), None, text, as_runs(text), 0, usage=usage)
+
+    @property
+    def shown_usage(self) -> Mapping[str, JsonValue] | None:
+        """What it cost, as its message tells."""
+        return self.usage if self.call is None else added({}, self.call)
 
 
 class Journal:
@@ -62,12 +83,19 @@ class Journal:
         self.usage: dict[str, JsonValue] = dict(turn.usage)
         self.has_pages = False
         """Whether a result of this attempt is so large that the model got its first page only."""
+        self.draft = turn.draft
+        """The final answer, while hooks look at it."""
         self._since = monotonic()
 
     @property
     def answer(self) -> Answer | None:
         """The answer of the current step, if it is journaled."""
         return self.segment.answers.get(self.step)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a model's answer is journaled."""
+        return self.step > 0 or self.answer is not None or self.draft is not None
 
     @property
     def place(self) -> Place:
@@ -80,10 +108,10 @@ class Journal:
 
     async def answered(self, told: Told) -> None:
         """Keep an answer that calls tools, and the calls, before any of them is carried out."""
-        usage = added(self.usage, told.call)
+        usage = self._with(told.call)
         async with self.runtime.database.unit() as db:
             await self._still_ours(db, usage=usage)
-            await record(db, told.call)
+            await self._record(db, told.call)
             calls = await self._with_ids(db, told.calls)
             await db.execute(insert(MessageRow).values(**self._message(told, calls)))
             await db.execute(insert(ToolCallRow), [self._call(call, told) for call in calls])
@@ -186,13 +214,44 @@ class Journal:
         await self._change(db, call, {"asked_at": asked.asked_at, "wait_until": asked.wait_until})
         return asked
 
-    async def completed(self, told: Told) -> None:
-        """Keep the final answer and end the turn."""
-        usage = added(self.usage, told.call)
+    async def heard(self, content: str | None, parts: list[JsonValue] | None) -> None:
+        """Keep what hooks made of what the user said."""
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db)
+            await db.execute(
+                update(MessageRow)
+                .where(MessageRow.turn_id == self.turn.id, MessageRow.role == "user")
+                .values(content=content, parts=parts),
+                execution_options={"synchronize_session": False},
+            )
+
+    async def drafted(self, told: Told) -> Told:
+        """Keep the final answer aside until hooks have seen it; gives it as it is kept."""
+        usage = self._with(told.call)
+        draft = {"text": told.text, "native": told.answer.native, "usage": dict(told.shown_usage or {})}
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db, usage=usage, draft=draft)
+            await self._record(db, told.call)
+        self.usage = usage
+        self.draft = draft
+        return Told.drafted(draft)
+
+    def _with(self, call: ModelCall | None) -> dict[str, JsonValue]:
+        return self.usage if call is None else added(self.usage, call)
+
+    async def _record(self, db: Db, call: ModelCall | None) -> None:
+        if call is not None:
+            await record(db, call)
+
+    async def completed(self, told: Told, also: Callable[[Db], Awaitable[None]] | None = None) -> None:
+        """Keep the final answer and end the turn. `also`: what belongs into the same transaction."""
+        usage = self._with(told.call)
         async with self.runtime.database.unit() as db:
             await self._still_ours(db, usage=usage, **ended(Status.COMPLETED))
-            await record(db, told.call)
+            await self._record(db, told.call)
             await db.execute(insert(MessageRow).values(**self._message(told, ())))
+            if also is not None:
+                await also(db)
             await touch(db, self.turn.chat_id, active_channel_id=None)
             tell_parent(db, self.runtime, self.turn)
         self.usage = usage
@@ -266,7 +325,7 @@ class Journal:
             "content": told.text or (None if calls else ""),
             "tool_calls": [shown_call(call) for call in calls] or None,
             "native": told.answer.native,
-            "usage": added({}, told.call),
+            "usage": None if told.shown_usage is None else dict(told.shown_usage),
             "stream_offset": told.offset,
             "runs": stored_runs(told.runs),
         }

@@ -4,7 +4,7 @@ The turn may be taken up by another worker at any point: whatever the journal ho
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -14,19 +14,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.llm import Answer, Event, Message, ProviderError, TextDelta, ThinkingDelta, Usage
 from sinas_server.chats.ask import ask
-from sinas_server.chats.calls import as_calls, carry_out, cleaned, storable
+from sinas_server.chats.calls import as_calls, carry_out, storable
+from sinas_server.chats.content import cleaned, text_in, with_text
 from sinas_server.chats.ending import abandon_deleted
 from sinas_server.chats.events import content
 from sinas_server.chats.history import read_history
+from sinas_server.chats.hooks import HookError
 from sinas_server.chats.journal import Journal, LostTurnError, Told
 from sinas_server.chats.live import Channel, Speech
 from sinas_server.chats.prepare import Prepared, prepare
 from sinas_server.chats.prompt import PromptError
-from sinas_server.chats.record import as_runs
+from sinas_server.chats.record import as_runs, read_said
 from sinas_server.chats.tables import TurnRow
 from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.job import InterruptedWorkError
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Db
 from sinas_server.kit.schema import violations
 from sinas_server.providers.admit import tokens_asked, within_budgets
 from sinas_server.providers.usage import ModelCall, tokens_in
@@ -100,7 +103,7 @@ class AgentLoop:
         except ProviderError as error:
             failed = self.call and replace(self.call, usage=Usage(), failed=True, estimated=False)
             await self.journal.failed(str(error), failed)
-        except (TurnError, PromptError, SinasError) as error:
+        except (TurnError, HookError, PromptError, SinasError) as error:
             await self.journal.failed(str(error), self.call)
 
     async def _ready(self, *, interrupted: bool) -> Prepared:
@@ -117,11 +120,14 @@ class AgentLoop:
     async def _go_on(self, prepared: Prepared) -> None:
         if self.turn.attempt - self.turn.progress_attempt > MAX_FRUITLESS:
             raise TurnError(f"gave up: {MAX_FRUITLESS} workers were lost while working on it")
+        if prepared.hooks.see_users and not self.journal.has_begun and await self._blocked(prepared):
+            return
         while True:
             if self.journal.answer is None:
-                told = await self._ask(prepared)
+                draft = self.journal.draft
+                told = await self._ask(prepared) if draft is None else Told.drafted(draft)
                 if not told.calls:
-                    await self.journal.completed(told)
+                    await self._conclude(prepared, told)
                     return
                 await self.journal.answered(told)
                 self.speech = self.call = None
@@ -137,6 +143,39 @@ class AgentLoop:
             elif await self.journal.paused():
                 return
 
+    async def _blocked(self, prepared: Prepared) -> bool:
+        """Have hooks see what the user said; whether one of them answered instead of the model."""
+        said, parts = await read_said(self.runtime.database.read, self.turn.id)
+        before = text_in(said, parts)
+        outcome = await prepared.hooks.on_user(before)
+        if outcome.blocked:
+            await self._say_last(Told.instead(outcome.content))
+            return True
+        if outcome.content != before:
+            await self.journal.heard(*with_text(parts, outcome.content))
+        return False
+
+    async def _conclude(self, prepared: Prepared, told: Told) -> None:
+        """Give the final answer, once the hooks that must see it have."""
+        hooks, step = prepared.hooks, self.journal.step
+        if hooks.hold_answers:
+            if self.journal.draft is None:
+                told = await self.journal.drafted(told)
+                self.call = None
+            outcome = await hooks.on_answer(told.text, step)
+            if outcome.blocked or outcome.content != told.text:
+                told = Told.instead(outcome.content, told.usage)
+            if outcome.blocked:
+                await self._say_last(told)
+                return
+        await self._say_last(told, lambda db: hooks.start_late(db, told.text, step))
+
+    async def _say_last(self, told: Told, also: Callable[[Db], Awaitable[None]] | None = None) -> None:
+        """Send the final answer, or the rest of it, and end the turn. `also`: see `Journal.completed`."""
+        speech = self.speech or Speech(self.channel, self.journal.step, self.turn.attempt)
+        await speech.finish(told.runs)
+        await self.journal.completed(replace(told, offset=speech.offset), also)
+
     async def _ask(self, prepared: Prepared) -> Told:
         """The model's next answer, sent to the readers as it comes."""
         settings = self.runtime.settings
@@ -148,13 +187,17 @@ class AgentLoop:
         text, calls = cleaned(answer.text), as_calls(prepared, answer)
         if calls and self.journal.step >= settings.max_tool_iterations:
             raise TurnError(f"the agent called tools {self.journal.step} times in a row without coming to an answer")
+        if calls and prepared.hooks.hold_answers:  # no hook sees what is said beside calls, and so does nobody
+            text = ""
         runs = speech.said if content(speech.said) == text else as_runs(text)
         if self.turn.structured and not calls:
             _check_output(prepared, text)
-        await speech.finish(() if self.turn.structured and calls else runs)
+        if calls:
+            await speech.finish(() if self.turn.structured else runs)
         return Told(answer, call, text, runs, speech.offset, calls)
 
     async def _heard(self, prepared: Prepared, history: Sequence[Message], speech: Speech) -> tuple[Answer, ModelCall]:
+        """The model's answer; sent in one piece and later if it must be known to be final, or pass hooks."""
         answer: Answer | None = None
         request = prepared.prompt.request(history)
         async with within_budgets(self.runtime, prepared.payer, prepared.provider, request, PATIENCE_SECONDS):
@@ -165,7 +208,7 @@ class AgentLoop:
                     for event in group:
                         if isinstance(event, Answer):
                             answer = event
-                        else:
+                        elif not (self.turn.structured or prepared.hooks.hold_answers):
                             self._say(speech, event)
                     if answer is None:
                         await speech.flush()
@@ -175,8 +218,6 @@ class AgentLoop:
         return replace(answer, native=storable(answer.native)), self.call
 
     def _say(self, speech: Speech, event: Event) -> None:
-        if self.turn.structured:  # sent in one piece, once it is known to be the final answer
-            return
         if isinstance(event, TextDelta):
             speech.add("content", cleaned(event.text))
         elif isinstance(event, ThinkingDelta) and self.turn.include_thinking:

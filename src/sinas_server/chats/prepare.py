@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import JsonValue
 
 from sinas_server.agents.kind import AGENT, AgentSpec
+from sinas_server.chats.hooks import MessageHooks, hooks_of
 from sinas_server.chats.policy import governed
 from sinas_server.chats.prompt import Prompt, agent_context, opening
 from sinas_server.chats.results import READ_RESULT
@@ -38,6 +39,7 @@ class Prepared:
     provider: Resolved
     payer: Payer
     prompt: Prompt
+    hooks: MessageHooks
     always_allowed: frozenset[str]
     """The tools (`toolset:target`) that need no approval any more in this chat."""
     at: float = field(default_factory=monotonic)
@@ -87,7 +89,8 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
         tools[READ_RESULT.name] = READ_RESULT
     messages = opening(agent.spec, values, await preloaded(runtime, context))
     prompt = Prompt(agent.spec, found.model, messages, tools)
-    return Prepared(caller, found, payer_of(turn, agent), prompt, frozenset(talk.chat.always_allowed))
+    hooks = await hooks_of(runtime, caller, turn, agent, (context, talk.chat.session_key))
+    return Prepared(caller, found, payer_of(turn, agent), prompt, hooks, frozenset(talk.chat.always_allowed))
 
 
 def payer_of(turn: TurnRow, agent: Resource[AgentSpec]) -> Payer:

@@ -126,7 +126,14 @@ async def read_segment(read: Read, channel: ChannelRow, turn: TurnRow, *, fresh:
 
 def ended(status: Status) -> dict[str, object]:
     """The columns of a turn that has ended."""
-    return {"status": status, "finished_at": func.now(), "lease_until": None}
+    return {"status": status, "finished_at": func.now(), "lease_until": None, "draft": None}
+
+
+async def read_said(read: Read, turn_id: UUID) -> tuple[str | None, list[JsonValue] | None]:
+    """What the user said that a turn answers: text, or parts."""
+    query = select(MessageRow.content, MessageRow.parts).where(MessageRow.turn_id == turn_id, MessageRow.role == "user")
+    rows = await read(query)
+    return (rows[0].content, rows[0].parts) if rows else (None, None)
 
 
 async def read_calls(read: Read, turn_id: UUID, step: int) -> list[Call]:

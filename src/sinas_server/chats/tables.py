@@ -130,6 +130,8 @@ class TurnRow(Leased, Base):
     progress_attempt: Mapped[int] = mapped_column(server_default=text("0"))
     """The last attempt that got a step further."""
     usage: Mapped[dict[str, JsonValue]] = mapped_column(JSON(none_as_null=True), server_default=text("'{}'"))
+    draft: Mapped[dict[str, JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    """The final answer while hooks look at it: `text`, `native`, `usage`."""
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
@@ -221,6 +223,20 @@ class ToolCallRow(Base):
     finish_order: Mapped[int | None]
     """As which of its step's calls it finished, counted from 1."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class LateHookRow(Base):
+    """A hook on an answer that nobody waited for, until what it returns is applied."""
+
+    __tablename__ = "late_hooks"
+    __table_args__ = (Index("ix_late_hooks_turn", "turn_id"),)
+
+    execution_id: Mapped[UUID] = mapped_column(primary_key=True)
+    turn_id: Mapped[UUID] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"))
+    step: Mapped[int]
+    """The step of the answer."""
+    index: Mapped[int]
+    """Its place among the agent's hooks."""
 
 
 class ChannelRow(Base):

@@ -66,7 +66,8 @@ class CallIdentity:
     turn_id: UUID
     step: int
     index: int
-    tool_call_id: str
+    tool_call_id: str | None
+    """As clients know the call; none for a hook."""
     waited: bool = False
     """Whether it has been called before, and waited; what it waited for is settled now."""
     answer: str | None = None

@@ -1,0 +1,44 @@
+"""What asynchronous hooks make of an answer already given: the stored message changes, not what was streamed."""
+
+from uuid import UUID
+
+from sqlalchemy import delete, or_, select, update
+
+from sinas_server.chats.hooks import late_content
+from sinas_server.chats.tables import LateHookRow, MessageRow
+from sinas_server.functions.tables import ENDED, ExecutionRow
+from sinas_server.kernel.loop import Loop
+from sinas_server.kernel.runtime import Runtime
+
+EVERY_SECONDS = 1.0
+
+
+async def apply_late_hooks(runtime: Runtime) -> None:
+    """One look: what hooks that have ended returned is applied once, in the order in which the agent lists them."""
+    query = (
+        select(LateHookRow.execution_id)
+        .outerjoin(ExecutionRow, ExecutionRow.id == LateHookRow.execution_id)
+        .where(or_(ExecutionRow.id.is_(None), ExecutionRow.status.in_(ENDED)))
+        .order_by(LateHookRow.turn_id, LateHookRow.index)
+    )
+    for row in await runtime.database.rows(query):
+        await _apply(runtime, row.execution_id)
+
+
+async def _apply(runtime: Runtime, execution_id: UUID) -> None:
+    async with runtime.database.unit() as db:
+        query = delete(LateHookRow).where(LateHookRow.execution_id == execution_id)
+        late = (await db.execute(query.returning(LateHookRow.turn_id, LateHookRow.step))).one_or_none()
+        execution = await db.get(ExecutionRow, execution_id)
+        content = None if execution is None else late_content(execution)
+        if late is None or content is None:
+            return
+        await db.execute(
+            update(MessageRow)
+            .where(MessageRow.turn_id == late.turn_id, MessageRow.step == late.step, MessageRow.role == "assistant")
+            .values(content=content, native=None, runs=None),
+            execution_options={"synchronize_session": False},
+        )
+
+
+LATE_HOOKS_LOOP = Loop(name="apply late hooks", every_seconds=EVERY_SECONDS, step=apply_late_hooks)
