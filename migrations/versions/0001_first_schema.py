@@ -79,6 +79,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["parent_chat_id"], ["chats.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
     )
+    op.create_index("ix_chats_agent", "chats", ["agent_name", "agent_namespace"], unique=False)
     op.create_index(
         "ix_chats_expires", "chats", ["expires_at"], unique=False, postgresql_where=sa.text("expires_at IS NOT NULL")
     )
@@ -442,6 +443,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_messages_chat", "messages", ["chat_id", "seq"], unique=False)
+    op.create_index("ix_messages_created", "messages", ["created_at", "seq"], unique=False)
     op.create_index(
         "uq_messages_answer",
         "messages",
@@ -767,6 +769,7 @@ def downgrade() -> None:
     op.drop_table("openai_responses")
     op.drop_index("uq_messages_result", table_name="messages", postgresql_where=sa.text("role = 'tool'"))
     op.drop_index("uq_messages_answer", table_name="messages", postgresql_where=sa.text("role = 'assistant'"))
+    op.drop_index("ix_messages_created", table_name="messages")
     op.drop_index("ix_messages_chat", table_name="messages")
     op.drop_table("messages")
     op.drop_table("budget_spending")
@@ -833,6 +836,7 @@ def downgrade() -> None:
     op.drop_index("ix_chats_user", table_name="chats")
     op.drop_index("ix_chats_parent", table_name="chats", postgresql_where=sa.text("parent_chat_id IS NOT NULL"))
     op.drop_index("ix_chats_expires", table_name="chats", postgresql_where=sa.text("expires_at IS NOT NULL"))
+    op.drop_index("ix_chats_agent", table_name="chats")
     op.drop_table("chats")
     op.drop_index("ix_budgets_subject", table_name="budgets")
     op.drop_table("budgets")

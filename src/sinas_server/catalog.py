@@ -20,6 +20,7 @@ from sinas_server.chats.expiry import EXPIRY_LOOP
 from sinas_server.chats.invoke import invoke_router
 from sinas_server.chats.jobs import CHAT_JOB
 from sinas_server.chats.late_hooks import LATE_HOOKS_LOOP
+from sinas_server.chats.messages import messages_router
 from sinas_server.chats.pending_input import pending_input_router
 from sinas_server.chats.results import ResultTools
 from sinas_server.chats.routes import chats_router
@@ -113,6 +114,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     agents.management_router,
     crud_router(PROVIDER),
     crud_router(BUDGET),
+    messages_router,
     usage.management_router,
     secrets.router,
     *templates.MANAGEMENT_ROUTERS,

@@ -46,6 +46,7 @@ class ChatRow(Base):
     __tablename__ = "chats"
     __table_args__ = (
         Index("ix_chats_user", "user_id", "updated_at", "id"),
+        Index("ix_chats_agent", "agent_name", "agent_namespace"),
         Index("ix_chats_parent", "parent_chat_id", postgresql_where=text("parent_chat_id IS NOT NULL")),
         Index("ix_chats_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
         # One conversation per agent and key; an archived one has given its key back.
@@ -148,6 +149,7 @@ class MessageRow(Base):
     __tablename__ = "messages"
     __table_args__ = (
         Index("ix_messages_chat", "chat_id", "seq"),
+        Index("ix_messages_created", "created_at", "seq"),
         Index("uq_messages_answer", "turn_id", "step", unique=True, postgresql_where=text("role = 'assistant'")),
         Index("uq_messages_result", "turn_id", "tool_call_id", unique=True, postgresql_where=text("role = 'tool'")),
     )
