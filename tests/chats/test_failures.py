@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from sinas_server.backends.llm import (
     Answer,
+    AssistantMessage,
     Event,
     ModelRequest,
     ProviderConfig,
@@ -17,9 +18,12 @@ from sinas_server.backends.llm import (
     TextDelta,
     ThinkingDelta,
     ToolCall,
+    Usage,
 )
+from sinas_server.chats.tables import TurnRow
 from sinas_server.kernel.runtime import Runtime
-from tests.chats.conftest import CountingTools, Declare, get_chat, open_chat, reread, stream, text_of, working
+from sinas_server.providers.tables import UsageRow
+from tests.chats.conftest import CountingTools, Declare, Json, get_chat, open_chat, reread, stream, text_of, working
 from tests.people import Person
 
 Script = Sequence[Event | Exception]
@@ -237,3 +241,79 @@ async def test_rights_are_those_of_the_moment(user: Person, declare: Declare, ru
     async with working(runtime):
         events = await streaming
     assert "not valid any more" in events[-1].data["error"]
+
+
+async def test_another_provider_answers_where_the_first_fails_before_its_answer(
+    user: Person, admin: Person, declare: Declare, worker: None, runtime: Runtime
+) -> None:
+    good = {"name": "spare", "provider_type": "scripted", "config": {"default": "The spare one."}}
+    assert (await admin.http.post("/api/v1/llm-providers", json=good)).status_code == 201
+    dead = {"name": "dead", "provider_type": "openai", "api_key": "k", "api_endpoint": "http://127.0.0.1:9/v1"}
+    made = await admin.http.post("/api/v1/llm-providers", json={**dead, "default_model": "m"})
+    assert made.status_code == 201, made.text
+    body = {"name": "steady", "llm_provider_id": made.json()["id"], "fallback_providers": ["dead", "spare"]}
+    assert (await admin.http.post("/api/v1/agents", json=body)).status_code == 201
+    chat_id = await open_chat(user, "default/steady")
+    assert text_of(await stream(user, chat_id, "go")) == "The spare one."
+    query = select(UsageRow.provider, UsageRow.failed).order_by(UsageRow.id)
+    asked = [tuple(row) for row in await runtime.database.rows(query)]
+    assert asked == [("dead", True), ("dead", True), ("spare", False)]
+    wrong = await admin.http.post("/api/v1/agents", json={"name": "x", "fallback_providers": ["nobody"]})
+    assert wrong.status_code == 422
+    assert "nobody" in wrong.text
+
+
+async def test_no_other_provider_goes_on_with_an_answer_that_has_begun(
+    user: Person, declare: Declare, runtime: Runtime
+) -> None:
+    await declare("other")
+    agent = await declare("plain", fallback_providers=["for-other"])
+    model = Model([TextDelta("Hal"), ProviderError("it is broken")], [ProviderError("bad key")], [Answer("Other")])
+    chat_id = await open_chat(user, agent)
+    async with working(with_model(runtime, model)):
+        assert (await stream(user, chat_id, "go"))[-1].name == "error"
+        assert text_of(await stream(user, chat_id, "go")) == "Other"
+
+
+async def test_a_wrong_structured_answer_is_corrected_once(user: Person, declare: Declare, runtime: Runtime) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    agent = await declare("typed", output_schema=schema)
+    bad, worse, good = '{"n": "x"}', "Sorry", '{"n": 1}'
+    answers: list[Script] = [[Answer(text, usage=Usage(5, 1))] for text in (bad, good, bad, worse)]
+    model = Model(*answers)
+    chat_id = await open_chat(user, agent)
+    async with working(with_model(runtime, model)):
+        events = await stream(user, chat_id, "go")
+        assert [(e.name, e.data.get("content")) for e in events] == [("message", good), ("done", None)]
+        chat = await get_chat(user, chat_id)
+        assert [message["content"] for message in chat["messages"]] == ["go", good]
+        told = str(model.requests[1].messages[-1])
+        assert "does not meet its output_schema" in told
+        assert model.requests[1].messages[-2] == AssistantMessage(bad)
+        events = await stream(user, chat_id, "go")
+        assert [event.name for event in events] == ["error"]
+        assert "not JSON" in events[0].data["error"]
+    usage = [row.usage for row in await runtime.database.rows(select(TurnRow.usage).order_by(TurnRow.created_at))]
+    assert [(used["calls"], used["prompt_tokens"]) for used in usage] == [(2, 10), (2, 10)]
+    assert (await runtime.database.rows(select(func.sum(UsageRow.prompt_tokens))))[0][0] == 20
+
+
+async def test_a_conversation_longer_than_the_models_window_loses_its_oldest_exchanges(
+    user: Person, admin: Person, declare: Declare, runtime: Runtime
+) -> None:
+    provider: Json = {"name": "small", "provider_type": "openai", "api_key": "k", "default_model": "m"}
+    path = "/api/v1/llm-providers"
+    refused = await admin.http.post(path, json={**provider, "config": {"context_window": "8k"}})
+    assert refused.status_code == 422
+    made = await admin.http.post(path, json={**provider, "config": {"context_window": 700}})
+    chat_id = await open_chat(user, await declare("plain", max_tokens=300))
+    changed = await admin.http.put("/api/v1/agents/default/plain", json={"llm_provider_id": made.json()["id"]})
+    assert changed.status_code == 200, changed.text
+    model = Model(*[[Answer(f"Answer {n}")] for n in range(3)])
+    async with working(with_model(runtime, model)):
+        for n in range(3):
+            await stream(user, chat_id, f"{n}" * 1000)
+    said = [[type(message).__name__ for message in request.messages] for request in model.requests]
+    assert said == [["UserMessage"], ["UserMessage"], ["UserMessage"]]
+    assert "2" * 1000 in str(model.requests[2].messages)
+    assert len((await get_chat(user, chat_id))["messages"]) == 6

@@ -1,5 +1,9 @@
 """Asking in one request, with and without a session."""
 
+from sqlalchemy import select
+
+from sinas_server.chats.tables import ChatRow
+from sinas_server.kernel.runtime import Runtime
 from tests.chats.conftest import Declare, Json, get_chat
 from tests.people import Person
 
@@ -19,6 +23,18 @@ async def test_a_session_is_one_conversation_until_it_is_reset(user: Person, dec
     assert (await get_chat(user, first["chat_id"]))["archived"] is True
     again = await user.http.put(f"/chats/{first['chat_id']}", json={"archived": False})
     assert again.status_code == 409
+
+
+async def test_input_counts_where_the_session_begins(
+    user: Person, declare: Declare, worker: None, runtime: Runtime
+) -> None:
+    agent = await declare("shop", system_prompt="For {{ shop }}", input_schema={"required": ["shop"]})
+    for shop, reset in (("a", False), ("b", False), ("c", True)):
+        body = {"message": "Hi", "session_key": "k", "input": {"shop": shop}, "reset": reset}
+        answer = await user.http.post(f"/agents/{agent}/invoke", json=body)
+        assert answer.status_code == 200, answer.text
+    rows = await runtime.database.rows(select(ChatRow.input).order_by(ChatRow.created_at))
+    assert [row.input for row in rows] == [{"shop": "a"}, {"shop": "c"}]
 
 
 async def test_a_session_of_somebody_else_is_refused(

@@ -61,6 +61,7 @@ class Reply(BaseModel):
     cached_tokens: int = 0
     finish_reason: str | None = None  # in OpenAI's words; None = by content
 
+    retry_after: str | None = None  # header of a failure
     chunks: int | None = None  # pieces of the text; None = by chunk_size
     chunk_size: int = 8
     delay: float = 0  # seconds before the first byte
@@ -167,7 +168,8 @@ class FakeLLM:
         if reply.status != 200:
             key = headers.get("authorization", "").removeprefix("Bearer ")
             request.finished = True
-            return await _send(writer, reply.status, error_body(provider, reply, reply.error.format(key=key)))
+            body = error_body(provider, reply, reply.error.format(key=key))
+            return await _send(writer, reply.status, body, reply.retry_after)
         if embeds:
             request.finished = True
             return await _send(writer, 200, embeddings(request.body))
@@ -266,10 +268,12 @@ def _provider(path: str, headers: dict[str, str]) -> Provider:
     return "anthropic" if path.endswith("/messages") or "anthropic-version" in headers else "openai"
 
 
-async def _send(writer: asyncio.StreamWriter, status: int, body: object) -> bool:
+async def _send(writer: asyncio.StreamWriter, status: int, body: object, retry_after: str | None = None) -> bool:
     data = json.dumps(body).encode()
+    later = b"retry-after: %b\r\n" % retry_after.encode() if retry_after is not None else b""
     writer.write(
-        b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (status, len(data), data)
+        b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+        % (status, len(data), later, data)
     )
     await writer.drain()
     return True

@@ -90,6 +90,13 @@ class EnabledConnector(_Part):
     )
 
 
+class FallbackProvider(_Part):
+    """An LLM provider that answers where the ones before it fail."""
+
+    provider: str = Field(min_length=1, max_length=255, description="Its name.")
+    model: str | None = Field(default=None, max_length=255, description="The model; none means the provider's default.")
+
+
 class Hook(_Part):
     """A function that sees a message before it counts."""
 
@@ -140,6 +147,11 @@ class AgentSpec(Spec):
         default=None, description="The LLM provider to use; none means the system default."
     )
     model: str | None = Field(default=None, max_length=255, description="The model; none means the provider's default.")
+    fallback_providers: list[Annotated[FallbackProvider, _object_from_name("provider")]] = Field(
+        default=[],
+        max_length=10,
+        description="Providers asked in this order where the ones before fail before the answer has begun.",
+    )
     temperature: float = Field(default=0.7, ge=0, le=2, description="Sampling temperature.")
     max_tokens: int | None = Field(default=None, ge=1, le=10_000_000, description="The most tokens of an answer.")
     system_prompt: JinjaSource | None = Field(
@@ -202,6 +214,8 @@ class AgentSpec(Spec):
 def _references(spec: AgentSpec) -> Iterable[Ref]:
     if spec.llm_provider_id is not None:
         yield Ref("llm_provider", id=str(spec.llm_provider_id), field="llm_provider_id")
+    for fallback in spec.fallback_providers:
+        yield Ref("llm_provider", name=fallback.provider, field="fallback_providers")
     for field, kind, targets in _enabled(spec):
         for target in targets:
             yield reference(kind, target, hard=False, field=field)

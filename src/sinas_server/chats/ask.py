@@ -10,6 +10,8 @@ from sinas_server.kernel.runtime import Runtime
 
 COALESCE_SECONDS = 0.025
 BACKOFF_SECONDS = (0.5, 2.0)
+MAX_BACKOFF_SECONDS = 30.0
+"""A provider that wants to be left alone for longer counts as one that failed."""
 
 
 async def ask(runtime: Runtime, config: ProviderConfig, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
@@ -26,6 +28,7 @@ async def ask(runtime: Runtime, config: ProviderConfig, request: ModelRequest) -
                     yield group
                 return
         except ProviderError as error:
-            if pause is None or begun or not error.retryable:
+            wished = error.retry_after_seconds or 0.0
+            if pause is None or begun or not error.retryable or wished > MAX_BACKOFF_SECONDS:
                 raise
-        await asyncio.sleep(pause)
+        await asyncio.sleep(max(pause, wished))

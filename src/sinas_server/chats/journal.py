@@ -236,6 +236,13 @@ class Journal:
         self.draft = draft
         return Told.drafted(draft)
 
+    async def spent(self, call: ModelCall) -> None:
+        """Count a call whose answer is of no use, before another one of the same step."""
+        async with self.runtime.database.unit() as db:
+            await self._still_ours(db)
+            await self._spent(db, replace(call, place=replace(call.place, step=None)))
+        self.usage = added(self.usage, call)
+
     def _with(self, call: ModelCall | None) -> dict[str, JsonValue]:
         return self.usage if call is None else added(self.usage, call)
 

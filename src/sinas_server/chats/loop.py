@@ -9,10 +9,24 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import orjson
+import structlog
 from pydantic import JsonValue
 from sqlalchemy.exc import SQLAlchemyError
 
-from sinas_server.backends.llm import Answer, Event, Message, ProviderError, TextDelta, ThinkingDelta, Usage
+from sinas_server.agents.kind import AgentSpec
+from sinas_server.backends.llm import (
+    Answer,
+    AssistantMessage,
+    Event,
+    Message,
+    ModelRequest,
+    ProviderError,
+    TextDelta,
+    TextPart,
+    ThinkingDelta,
+    Usage,
+    UserMessage,
+)
 from sinas_server.chats.ask import ask
 from sinas_server.chats.calls import as_calls, carry_out, storable
 from sinas_server.chats.content import cleaned, text_in, with_text
@@ -26,14 +40,17 @@ from sinas_server.chats.prepare import Prepared, prepare
 from sinas_server.chats.prompt import PromptError
 from sinas_server.chats.record import as_runs, read_said
 from sinas_server.chats.tables import TurnRow
+from sinas_server.chats.window import fitting, room
 from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.job import InterruptedWorkError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.schema import violations
 from sinas_server.providers.admit import tokens_asked, within_budgets
+from sinas_server.providers.resolve import Resolved, resolve_fallback
 from sinas_server.providers.usage import ModelCall, tokens_in
 
+log = structlog.get_logger()
 MAX_FRUITLESS = 10
 """A turn that outlives this many workers without getting further is taken for their killer."""
 
@@ -56,6 +73,11 @@ class AgentLoop:
         self.speech: Speech | None = None
         self.call: ModelCall | None = None
         """What is being asked of the model, or was and is not journaled yet."""
+        self.provider: Resolved | None = None
+        """The provider fallen back on, which answers the rest of this attempt; `fallen` of them were tried."""
+        self.fallen = 0
+        self.begun = False
+        """Whether something of the current answer was heard."""
 
     async def run(self, *, interrupted: bool) -> None:
         """Take the turn to its end or its next pause. `interrupted`: an earlier worker may have begun it."""
@@ -184,27 +206,75 @@ class AgentLoop:
         )
         self.speech = speech = Speech(self.channel, self.journal.step, self.turn.attempt)
         answer, call = await self._heard(prepared, history, speech)
+        if self.turn.structured and not answer.tool_calls:
+            problem = output_problem(prepared.prompt.agent, cleaned(answer.text))
+            if problem is not None:
+                answer, call = await self._repaired(prepared, history, (answer, problem), speech)
         text, calls = cleaned(answer.text), as_calls(prepared, answer)
         if calls and self.journal.step >= settings.max_tool_iterations:
             raise TurnError(f"the agent called tools {self.journal.step} times in a row without coming to an answer")
         if calls and prepared.hooks.hold_answers:  # no hook sees what is said beside calls, and so does nobody
             text = ""
         runs = speech.said if content(speech.said) == text else as_runs(text)
-        if self.turn.structured and not calls:
-            _check_output(prepared, text)
         if calls:
             await speech.finish(() if self.turn.structured else runs)
         return Told(answer, call, text, runs, speech.offset, calls)
 
-    async def _heard(self, prepared: Prepared, history: Sequence[Message], speech: Speech) -> tuple[Answer, ModelCall]:
+    async def _repaired(
+        self, prepared: Prepared, history: Sequence[Message], found: tuple[Answer, str], speech: Speech
+    ) -> tuple[Answer, ModelCall]:
+        """Another answer, of a model that is told what is wrong with its last one. Raises `TurnError` for the same."""
+        answer, problem = found
+        if self.call is not None:
+            await self.journal.spent(self.call)
+            self.call = None
+        wrong = AssistantMessage(answer.text, native=answer.native)
+        told = UserMessage((TextPart(f"Your {problem}. Give the whole answer again, corrected."),))
+        answer, call = await self._heard(prepared, history, speech, (wrong, told))
+        again = None if answer.tool_calls else output_problem(prepared.prompt.agent, cleaned(answer.text))
+        if again is not None:
+            raise TurnError(f"the agent's {again}")
+        return answer, call
+
+    async def _heard(
+        self, prepared: Prepared, history: Sequence[Message], speech: Speech, after: tuple[Message, ...] = ()
+    ) -> tuple[Answer, ModelCall]:
+        """The model's answer, or that of the first provider to fall back on that gives one.
+
+        `after`: what the model is told that is not part of the conversation.
+        """
+        fallbacks = prepared.prompt.agent.fallback_providers
+        while True:
+            provider = self.provider or prepared.provider
+            request = prepared.prompt.request(after, provider.model)
+            if provider.context_window is not None:
+                history = fitting(history, room(request, provider.context_window))
+            request = prepared.prompt.request([*history, *after], provider.model)
+            try:
+                return await self._heard_from(prepared, provider, request, speech)
+            except ProviderError as error:
+                if self.begun or self.fallen >= len(fallbacks):
+                    raise
+                log.warning("falling back", provider=provider.name, turn=str(self.turn.id), error=str(error))
+            if self.call is not None:
+                await self.journal.spent(replace(self.call, usage=Usage(), failed=True, estimated=False))
+                self.call = None
+            following = fallbacks[self.fallen]
+            self.fallen += 1
+            self.provider = await resolve_fallback(self.runtime.database, following.provider, following.model)
+
+    async def _heard_from(
+        self, prepared: Prepared, provider: Resolved, request: ModelRequest, speech: Speech
+    ) -> tuple[Answer, ModelCall]:
         """The model's answer; sent in one piece and later if it must be known to be final, or pass hooks."""
         answer: Answer | None = None
-        request = prepared.prompt.request(history)
-        async with within_budgets(self.runtime, prepared.payer, prepared.provider, request, PATIENCE_SECONDS):
+        self.begun = False
+        async with within_budgets(self.runtime, prepared.payer, provider, request, PATIENCE_SECONDS):
             read = Usage(prompt_tokens=tokens_asked(request))
-            self.call = ModelCall(prepared.payer, prepared.provider, read, self.journal.place, estimated=True)
-            async with aclosing(ask(self.runtime, prepared.provider.config, request)) as groups:
+            self.call = ModelCall(prepared.payer, provider, read, self.journal.place, estimated=True)
+            async with aclosing(ask(self.runtime, provider.config, request)) as groups:
                 async for group in groups:
+                    self.begun = True
                     for event in group:
                         if isinstance(event, Answer):
                             answer = event
@@ -224,12 +294,11 @@ class AgentLoop:
             speech.add("thinking", cleaned(event.text))
 
 
-def _check_output(prepared: Prepared, text: str) -> None:
-    """Raise `TurnError` unless the text is JSON that meets the agent's `output_schema`."""
+def output_problem(agent: AgentSpec, text: str) -> str | None:
+    """Why an answer is not what the agent's `output_schema` asks for: JSON that meets it; None if it is."""
     try:
         value: JsonValue = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise TurnError(f"the agent's answer is not JSON, as its output_schema asks for: {error}") from error
-    found = violations(prepared.prompt.agent.output_schema, value)
-    if found:
-        raise TurnError(f"the agent's answer does not meet its output_schema: {'; '.join(map(str, found))}")
+        return f"answer is not JSON, as its output_schema asks for: {error}"
+    found = violations(agent.output_schema, value)
+    return f"answer does not meet its output_schema: {'; '.join(map(str, found))}" if found else None

@@ -38,14 +38,13 @@ class Prompt:
     """What stays the same in every request of a turn."""
 
     agent: AgentSpec
-    model: str
     opening: tuple[Message, ...]
     tools: Mapping[str, Tool]
 
-    def request(self, history: Sequence[Message]) -> ModelRequest:
+    def request(self, history: Sequence[Message], model: str) -> ModelRequest:
         """The request for the next step."""
         return ModelRequest(
-            model=self.model,
+            model=model,
             messages=(*self.opening, *history),
             tools=tuple(ToolSpec(tool.name, tool.description, tool.parameters) for tool in self.tools.values()),
             sampling=Sampling(temperature=self.agent.temperature),

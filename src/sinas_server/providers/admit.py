@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, SQLColumnExpression, and_, case, func, literal_column, select
 
-from sinas_server.backends.llm import AssistantMessage, ModelRequest, TextPart, ToolMessage, Usage, UserMessage
+from sinas_server.backends.llm import AssistantMessage, Message, ModelRequest, TextPart, ToolMessage, Usage, UserMessage
 from sinas_server.kernel.errors import TooManyRequestsError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Database
@@ -141,19 +141,16 @@ def _expected(request: ModelRequest) -> Usage:
 
 def tokens_asked(request: ModelRequest) -> int:
     """About how many tokens the model has to read; tools and media are left out."""
-    return tokens_in("".join(_texts(request)))
+    return tokens_in("".join(text for message in request.messages for text in texts_of(message)))
 
 
-def _texts(request: ModelRequest) -> list[str]:
-    texts = []
-    for message in request.messages:
-        if isinstance(message, UserMessage):
-            texts += [part.text for part in message.parts if isinstance(part, TextPart)]
-        elif isinstance(message, AssistantMessage):
-            texts += [message.text, *(call.arguments for call in message.tool_calls)]
-        else:
-            texts.append(message.content if isinstance(message, ToolMessage) else message.text)
-    return texts
+def texts_of(message: Message) -> list[str]:
+    """The texts of a message that a model has to read."""
+    if isinstance(message, UserMessage):
+        return [part.text for part in message.parts if isinstance(part, TextPart)]
+    if isinstance(message, AssistantMessage):
+        return [message.text, *(call.arguments for call in message.tool_calls)]
+    return [message.content if isinstance(message, ToolMessage) else message.text]
 
 
 _HOLD = """

@@ -43,7 +43,8 @@ class ProviderSpec(Spec):
     )
     config: dict[str, JsonValue] = Field(
         default={},
-        description="More settings: `max_tokens`, `organization_id`, `timeout`, `prices`; the rules of `scripted`.",
+        description="More settings: `max_tokens`, `organization_id`, `timeout`, `prices`, `context_window` (tokens a "
+        "model reads at most; longer conversations lose their oldest exchanges); the rules of `scripted`.",
     )
     is_default: bool = Field(default=False, description="Whether agents without a provider of their own use it.")
 
@@ -58,6 +59,9 @@ class ProviderSpec(Spec):
                 raise ValueError("; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)) from error
         else:
             check_prices(value)
+            window = value.get("context_window", 1)
+            if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+                raise ValueError("context_window: must be a number of tokens, at least 1")
         return value
 
     @model_validator(mode="after")

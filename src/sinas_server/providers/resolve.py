@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import Uuid, bindparam, literal_column, select
 
 from sinas_server.backends.llm import ProviderConfig
-from sinas_server.kernel import store
+from sinas_server.kernel import lookup, store
 from sinas_server.kernel.errors import ConflictError
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tables import ResourceRow
@@ -28,6 +28,12 @@ class Resolved:
     name: str
     config: ProviderConfig
     model: str
+
+    @property
+    def context_window(self) -> int | None:
+        """How many tokens the model reads at most, if its provider's `config` tells."""
+        window = self.config.options.get("context_window")
+        return window if isinstance(window, int) else None
 
     @property
     def is_scripted(self) -> bool:
@@ -64,6 +70,14 @@ async def resolve_now(database: Database, provider_id: UUID | None, model: str |
     rows = await database.lookup(statement, parameters)
     provider = store.load(database, PROVIDER, ResourceRow(**rows[0]._asdict())) if rows else None
     return _resolved(provider, provider_id, model)
+
+
+async def resolve_fallback(database: Database, provider: str, model: str | None) -> Resolved:
+    """A provider by its name, and the model: the one named, else the provider's. Raises `NoProviderError`."""
+    found = await lookup.find(database, PROVIDER, "", provider)
+    if found is None:
+        raise NoProviderError(f"The LLM provider '{provider}' does not exist any more")
+    return _resolved(found, found.id, model)
 
 
 def direct(provider: Resource[ProviderSpec], model: str) -> Resolved:

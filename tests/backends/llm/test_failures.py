@@ -55,6 +55,14 @@ async def test_an_empty_account_is_final(fake: FakeLLM) -> None:
     await model.close()
 
 
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("0.5", 0.5), (None, None), ("soon", None), ("-1", None)])
+async def test_when_to_ask_again_is_told_as_the_provider_says_it(
+    fake: FakeLLM, model: LanguageModel, header: str | None, seconds: float | None
+) -> None:
+    fake.replies.append(Reply(status=429, error="Please slow down.", retry_after=header))
+    assert (await failure(model, ask())).retry_after_seconds == seconds
+
+
 @pytest.mark.parametrize("clean", [False, True])
 async def test_an_answer_cut_short_is_no_answer(
     fake: FakeLLM, model: LanguageModel, provider: Provider, clean: bool

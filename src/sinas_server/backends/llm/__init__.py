@@ -194,10 +194,19 @@ class Embeddings:
 class ProviderError(Exception):
     """The provider refused or failed. `retryable` is true for overload, rate limits and network failures."""
 
-    def __init__(self, message: str, *, status: int | None = None, retryable: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retryable = retryable
+        self.retry_after_seconds = retry_after_seconds
+        """When the provider wants to be asked again, if it says."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What went wrong at a provider, as `ProviderError`: its own words, never its key, and whether to try again."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from sinas_server.backends.llm import ProviderConfig, ProviderError
 from sinas_server.backends.llm.options import ProviderOptions
@@ -59,6 +60,16 @@ def answered(provider: str, status: int, body: object, secrets: Sequence[str]) -
     return ProviderError(
         redacted(text, secrets), status=status, retryable=status in RETRYABLE_STATUSES or status >= 500
     )
+
+
+def retry_after(error: BaseException) -> float | None:
+    """The seconds of a `Retry-After` header on the answer that an error tells of; dates are not read."""
+    for cause in chain(error):
+        headers = getattr(getattr(cause, "response", cause), "headers", None)  # Mistral's client has them on the error
+        value = headers.get("retry-after") if isinstance(headers, Mapping) else None
+        if value is not None and re.fullmatch(r"\d{1,6}(\.\d{1,3})?", value):
+            return float(value)
+    return None
 
 
 def unreachable(provider: str, error: BaseException, secrets: Sequence[str]) -> ProviderError:

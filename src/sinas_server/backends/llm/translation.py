@@ -7,7 +7,7 @@ import httpx2
 import pydantic_ai.exceptions as ai
 
 from sinas_server.backends.llm import ProviderError
-from sinas_server.backends.llm.failures import answered, redacted, unreachable, words
+from sinas_server.backends.llm.failures import answered, redacted, retry_after, unreachable, words
 from sinas_server.backends.net import ForbiddenAddressError
 
 CONTENT_ERRORS: tuple[type[Exception], ...] = (ai.UserError, NotImplementedError, AssertionError, ValueError)
@@ -21,6 +21,7 @@ def translated(provider: str, error: Exception, secrets: Sequence[str]) -> Provi
         return unreachable(provider, error, secrets)
     if isinstance(error, ai.ModelHTTPError):
         found = answered(provider, error.status_code, error.body, secrets)
+        found.retry_after_seconds = retry_after(error)
         if isinstance(error, ai.ModelQuotaExceededError):
             found.retryable = False  # reported as 429, but waiting does not fill an empty account
         return found

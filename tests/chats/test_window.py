@@ -1,0 +1,54 @@
+"""Fitting a conversation into a model's window."""
+
+import pytest
+
+from sinas_server.backends.llm import (
+    AssistantMessage,
+    MediaPart,
+    Message,
+    ModelRequest,
+    SystemMessage,
+    TextPart,
+    ToolCall,
+    ToolMessage,
+    ToolSpec,
+    UserMessage,
+)
+from sinas_server.chats.window import MEDIA_TOKENS, fitting, room, tokens_of
+
+TEN = "x" * 40
+MADE: dict[str, Message] = {
+    "u": UserMessage((TextPart(TEN),)),
+    "a": AssistantMessage(TEN),
+    "c": AssistantMessage("", (ToolCall("1", "look", TEN),)),
+    "t": ToolMessage("1", "look", TEN),
+}
+
+
+@pytest.mark.parametrize(
+    ("roles", "most", "kept"),
+    [
+        ("uaua", 40, "uaua"),
+        ("uaua", 39, "ua"),
+        ("uacttaua", 45, "ua"),
+        ("uauctt", 40, "uctt"),
+        ("uauctct", 50, "uctct"),
+        ("uauctct", 49, "uct"),
+        ("uuctctt", 39, "uctt"),
+        ("u", 1, "u"),
+        ("aa", 1, "aa"),
+    ],
+)
+def test_the_newest_exchanges_are_kept_and_no_call_loses_its_results(roles: str, most: int, kept: str) -> None:
+    assert fitting([MADE[role] for role in roles], most) == [MADE[role] for role in kept]
+
+
+def test_media_and_tools_count() -> None:
+    image = UserMessage((TextPart(TEN), MediaPart("image", "image/png", data_base64="A" * 100_000)))
+    assert tokens_of(image) == 10 + MEDIA_TOKENS
+    file = UserMessage((MediaPart("file", "text/plain", data_base64="A" * 1600),))
+    assert tokens_of(file) == 300
+    tool = ToolSpec("look", TEN, {"type": "object"})
+    bare = ModelRequest(model="m", messages=(SystemMessage(TEN),), max_tokens=100)
+    assert room(bare, 1000) == 890
+    assert room(ModelRequest(model="m", messages=(), tools=(tool,), max_tokens=100), 1000) < 890
