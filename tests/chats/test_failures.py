@@ -248,10 +248,14 @@ async def test_another_provider_answers_where_the_first_fails_before_its_answer(
 ) -> None:
     good = {"name": "spare", "provider_type": "scripted", "config": {"default": "The spare one."}}
     assert (await admin.http.post("/api/v1/llm-providers", json=good)).status_code == 201
+    asleep = {**good, "name": "asleep"}
+    assert (await admin.http.post("/api/v1/llm-providers", json=asleep)).status_code == 201
+    off = await admin.http.put("/api/v1/llm-providers/asleep", json={"is_active": False})
+    assert off.status_code == 200, off.text
     dead = {"name": "dead", "provider_type": "openai", "api_key": "k", "api_endpoint": "http://127.0.0.1:9/v1"}
     made = await admin.http.post("/api/v1/llm-providers", json={**dead, "default_model": "m"})
     assert made.status_code == 201, made.text
-    body = {"name": "steady", "llm_provider_id": made.json()["id"], "fallback_providers": ["dead", "spare"]}
+    body = {"name": "steady", "llm_provider_id": made.json()["id"], "fallback_providers": ["dead", "asleep", "spare"]}
     assert (await admin.http.post("/api/v1/agents", json=body)).status_code == 201
     chat_id = await open_chat(user, "default/steady")
     assert text_of(await stream(user, chat_id, "go")) == "The spare one."

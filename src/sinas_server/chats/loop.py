@@ -47,7 +47,7 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.schema import violations
 from sinas_server.providers.admit import tokens_asked, within_budgets
-from sinas_server.providers.resolve import Resolved, resolve_fallback
+from sinas_server.providers.resolve import NoProviderError, Resolved, resolve_fallback
 from sinas_server.providers.usage import ModelCall, tokens_in
 
 log = structlog.get_logger()
@@ -243,7 +243,6 @@ class AgentLoop:
 
         `after`: what the model is told that is not part of the conversation.
         """
-        fallbacks = prepared.prompt.agent.fallback_providers
         while True:
             provider = self.provider or prepared.provider
             request = prepared.prompt.request(after, provider.model)
@@ -253,15 +252,22 @@ class AgentLoop:
             try:
                 return await self._heard_from(prepared, provider, request, speech)
             except ProviderError as error:
-                if self.begun or self.fallen >= len(fallbacks):
+                following = None if self.begun else await self._fallback(prepared)
+                if following is None:
                     raise
                 log.warning("falling back", provider=provider.name, turn=str(self.turn.id), error=str(error))
             if self.call is not None:
                 await self.journal.spent(replace(self.call, usage=Usage(), failed=True, estimated=False))
                 self.call = None
-            following = fallbacks[self.fallen]
+            self.provider = following
+
+    async def _fallback(self, prepared: Prepared) -> Resolved | None:
+        """The next provider to ask; one that is not available now is passed over."""
+        for fallback in prepared.prompt.agent.fallback_providers[self.fallen :]:
             self.fallen += 1
-            self.provider = await resolve_fallback(self.runtime.database, following.provider, following.model)
+            with suppress(NoProviderError):
+                return await resolve_fallback(self.runtime.database, fallback.provider, fallback.model)
+        return None
 
     async def _heard_from(
         self, prepared: Prepared, provider: Resolved, request: ModelRequest, speech: Speech
