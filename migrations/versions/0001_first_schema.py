@@ -125,7 +125,7 @@ def upgrade() -> None:
         sa.Column("input_data", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("timeout", sa.Double(), nullable=False),
         sa.Column("timeout_from", sa.String(length=16), nullable=False),
-        sa.Column("shared_pool", sa.Boolean(), nullable=False),
+        sa.Column("shared_pool", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("max_retries", sa.Integer(), nullable=True),
         sa.Column("max_concurrency", sa.Integer(), nullable=True),
         sa.Column("callback_url", sa.Text(), nullable=True),

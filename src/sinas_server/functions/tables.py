@@ -146,7 +146,7 @@ class ExecutionRow(Leased, Base):
     timeout: Mapped[float]
     timeout_from: Mapped[str] = mapped_column(String(16))
     """Whose limit that is: `function`, `request`, `settings` or, of code, `code`."""
-    shared_pool: Mapped[bool]
+    shared_pool: Mapped[bool] = mapped_column(server_default=text("false"))
     """Whether it was asked for as trusted code; what counts is the function when it runs."""
     max_retries: Mapped[int | None]
     """How often it is tried again when its code fails, and then is a dead letter; null where somebody is told."""
