@@ -69,6 +69,7 @@ from sinas_server.openai_adapter.routes import adapter_router
 from sinas_server.providers import routes as usage
 from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
 from sinas_server.providers.budget import BUDGET, SPENDING_LOOP
+from sinas_server.providers.check import check_router
 from sinas_server.providers.kind import PROVIDER
 from sinas_server.secrets import routes as secrets
 from sinas_server.secrets.departure import forget_secrets
@@ -113,6 +114,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     skills.management_router,
     agents.management_router,
     crud_router(PROVIDER),
+    check_router,
     crud_router(BUDGET),
     messages_router,
     usage.management_router,

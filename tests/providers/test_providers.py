@@ -43,7 +43,8 @@ async def test_by_name_and_by_id_with_patch_and_put(admin: Person) -> None:
     ("fields", "field"),
     [
         ({"provider_type": "none"}, "provider_type"),
-        ({"provider_type": "ollama", "api_endpoint": None}, "body"),
+        ({"provider_type": "ollama", "api_endpoint": None}, "api_endpoint"),
+        ({"provider_type": "ollama"}, "api_endpoint"),
         ({"api_endpoint": "ftp://x"}, "api_endpoint"),
         ({"provider_type": "scripted", "config": {"rules": [{"when": {"regex": "("}}]}}, "config"),
         ({"name": "a/b"}, "name"),

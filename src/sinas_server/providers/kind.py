@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from sqlalchemy import select
 
 from sinas_server.backends.llm.scripted import MODEL_NAME, ScriptedRules
@@ -32,6 +32,7 @@ class ProviderSpec(Spec):
         default=None,
         max_length=2048,
         pattern=r"^https?://[^\s]+$",
+        validate_default=True,
         description="Address of the API, where it is not the service's own; required for Ollama.",
     )
     default_model: str | None = Field(
@@ -48,6 +49,13 @@ class ProviderSpec(Spec):
     )
     is_default: bool = Field(default=False, description="Whether agents without a provider of their own use it.")
 
+    @field_validator("api_endpoint")
+    @classmethod
+    def _ollama_has_an_endpoint(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("provider_type") == "ollama" and not value:
+            raise ValueError("is required for ollama")
+        return value
+
     @field_validator("config")
     @classmethod
     def _rules_are_valid(cls, value: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
@@ -63,12 +71,6 @@ class ProviderSpec(Spec):
             if not isinstance(window, int) or isinstance(window, bool) or window < 1:
                 raise ValueError("context_window: must be a number of tokens, at least 1")
         return value
-
-    @model_validator(mode="after")
-    def _ollama_has_an_endpoint(self) -> "ProviderSpec":
-        if self.provider_type == "ollama" and not self.api_endpoint:
-            raise ValueError("api_endpoint is required for ollama")
-        return self
 
     @property
     def model(self) -> str | None:
