@@ -410,6 +410,23 @@ def upgrade() -> None:
     op.create_index(op.f("ix_api_keys_parent_id"), "api_keys", ["parent_id"], unique=False)
     op.create_index(op.f("ix_api_keys_user_id"), "api_keys", ["user_id"], unique=False)
     op.create_table(
+        "batch_turns",
+        sa.Column("batch_id", sa.Uuid(), nullable=False),
+        sa.Column("batch_index", sa.Integer(), nullable=False),
+        sa.Column("chat_id", sa.Uuid(), nullable=False),
+        sa.Column("turn_id", sa.Uuid(), nullable=False),
+        sa.Column("trigger_id", sa.Text(), nullable=True),
+        sa.Column("callback_url", sa.Text(), nullable=True),
+        sa.Column("ended", sa.String(length=16), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["batch_id"], ["batches.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("batch_id", "batch_index"),
+    )
+    op.create_index(
+        "ix_batch_turns_open", "batch_turns", ["turn_id"], unique=False, postgresql_where=sa.text("ended IS NULL")
+    )
+    op.create_index("uq_batch_turns_turn", "batch_turns", ["turn_id"], unique=True)
+    op.create_table(
         "budget_spending",
         sa.Column("budget_id", sa.Uuid(), nullable=False),
         sa.Column("counted_for", sa.Uuid(), nullable=False),
@@ -773,6 +790,9 @@ def downgrade() -> None:
     op.drop_index("ix_messages_chat", table_name="messages")
     op.drop_table("messages")
     op.drop_table("budget_spending")
+    op.drop_index("uq_batch_turns_turn", table_name="batch_turns")
+    op.drop_index("ix_batch_turns_open", table_name="batch_turns", postgresql_where=sa.text("ended IS NULL"))
+    op.drop_table("batch_turns")
     op.drop_index(op.f("ix_api_keys_user_id"), table_name="api_keys")
     op.drop_index(op.f("ix_api_keys_parent_id"), table_name="api_keys")
     op.drop_table("api_keys")

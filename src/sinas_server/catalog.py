@@ -14,6 +14,7 @@ from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
 from sinas_server.chats.approvals import approvals_router
 from sinas_server.chats.chat import CHATS
+from sinas_server.chats.chat_batches import CHAT_BATCH_LOOP, CHAT_MEMBERS, chat_batches_router
 from sinas_server.chats.delegate import AgentTools
 from sinas_server.chats.departure import delete_chats
 from sinas_server.chats.expiry import EXPIRY_LOOP
@@ -99,6 +100,7 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     skills.runtime_router,
     agents.runtime_router,
     chats_router,
+    chat_batches_router,
     pending_input_router,
     approvals_router,
     invoke_router,
@@ -145,7 +147,7 @@ JOBS: Mapping[str, AnyJob] = {
 }
 """Queue → the job of those who work on it."""
 
-BATCH_MEMBERS: tuple[BatchMembers, ...] = (EXECUTION_MEMBERS,)
+BATCH_MEMBERS: tuple[BatchMembers, ...] = (EXECUTION_MEMBERS, CHAT_MEMBERS)
 """What batches may hold."""
 
 DEPARTURES: tuple[Departure, ...] = (delete_chats, forget_executions, forget_secrets)
@@ -155,7 +157,7 @@ FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETEN
 
 LOOPS: tuple[Loop, ...] = (
     *(PURGE_LOOP, TASKS_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP),
-    *(FORGET_LOOP, SPENDING_LOOP, LATE_HOOKS_LOOP),
+    *(CHAT_BATCH_LOOP, FORGET_LOOP, SPENDING_LOOP, LATE_HOOKS_LOOP),
     *FUNCTION_LOOPS,
 )
 """Run by the scheduler."""

@@ -277,6 +277,7 @@ BODIES: dict[str, Body] = {
     "openai_respond": lambda make, at: {"model": at["model_id"], "input": "hello"},
     "openai_embed": lambda make, at: {"model": f"{at['name']}/scripted", "input": "hello"},
     "chats_create": lambda make, at: {},
+    "chats_create_batch": lambda make, at: {"inputs": [{"message": "hello"}]},
     "chats_update": lambda make, at: {"title": "other"},
     "chats_send": lambda make, at: {"content": "hello"},
     "chats_stream": lambda make, at: {"content": "hello"},

@@ -241,6 +241,28 @@ class LateHookRow(Base):
     """Its place among the agent's hooks."""
 
 
+class BatchTurnRow(Base):
+    """A turn that a batch of chats began. It outlives its chat, so that the batch stays what it was."""
+
+    __tablename__ = "batch_turns"
+    __table_args__ = (
+        Index("uq_batch_turns_turn", "turn_id", unique=True),
+        Index("ix_batch_turns_open", "turn_id", postgresql_where=text("ended IS NULL")),
+    )
+
+    batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
+    batch_index: Mapped[int] = mapped_column(primary_key=True)
+    """Its place among the inputs, counted from 0."""
+    chat_id: Mapped[UUID]
+    turn_id: Mapped[UUID]
+    trigger_id: Mapped[str | None]
+    callback_url: Mapped[str | None]
+    """Who is to be told its end, until he was."""
+    ended: Mapped[str | None] = mapped_column(String(16))
+    """The status it ended with, once that was noticed."""
+    error: Mapped[str | None]
+
+
 class ChannelRow(Base):
     """One stretch of a turn's events, from a start to an end or a pause; clients replay it from its beginning."""
 
