@@ -558,6 +558,20 @@ def upgrade() -> None:
         sa.UniqueConstraint("role_id", "permission_key", name="uq_role_permissions"),
     )
     op.create_table(
+        "turn_keys",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("chat_id", sa.Uuid(), nullable=True),
+        sa.Column("turn_id", sa.Uuid(), nullable=True),
+        sa.Column("channel_id", sa.Uuid(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("user_id", "key"),
+    )
+    op.create_index("ix_turn_keys_chat", "turn_keys", ["chat_id"], unique=False)
+    op.create_index("ix_turn_keys_created", "turn_keys", ["created_at"], unique=False)
+    op.create_table(
         "turns",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("chat_id", sa.Uuid(), nullable=False),
@@ -771,6 +785,9 @@ def downgrade() -> None:
     op.drop_index("ix_turns_created", table_name="turns")
     op.drop_index("ix_turns_chat", table_name="turns")
     op.drop_table("turns")
+    op.drop_index("ix_turn_keys_created", table_name="turn_keys")
+    op.drop_index("ix_turn_keys_chat", table_name="turn_keys")
+    op.drop_table("turn_keys")
     op.drop_table("role_permissions")
     op.drop_index("uq_resource_versions", table_name="resource_versions")
     op.drop_table("resource_versions")

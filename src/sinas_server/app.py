@@ -40,7 +40,16 @@ TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES >> 20} MB"
 MANAGEMENT_PATH = "/api/v1"
 ADAPTER_PATH = "/adapters/openai"
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
-ALLOWED_HEADERS = ["Authorization", "Content-Type", "X-API-Key", "X-Application", "X-Chat-ID", "If-Match", "X-Trigger"]
+ALLOWED_HEADERS = [
+    "Authorization",
+    "Content-Type",
+    "X-API-Key",
+    "X-Application",
+    "X-Chat-ID",
+    "If-Match",
+    "X-Trigger",
+    "Idempotency-Key",
+]
 EXPOSED_HEADERS = ["X-Next-Cursor", "X-Truncated", "X-Chat-ID", "ETag", "Retry-After"]
 
 OpenRuntime = Callable[[], AbstractAsyncContextManager[Runtime]]

@@ -1,13 +1,17 @@
 """Asking an agent in one request: the conversation is found by its key, or begun."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import JsonValue
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.chats.chat import Wanted, alive, chat_agent, create_chat, may_talk
+from sinas_server.chats.once import IdempotencyKey, start_once
 from sinas_server.chats.send import answered, finished
-from sinas_server.chats.start import start_turn
+from sinas_server.chats.start import Started, start_turn
 from sinas_server.chats.tables import ChatRow
 from sinas_server.chats.views import AgentName, InvokeRequest, InvokeResponse, Namespace
 from sinas_server.kernel.access import Caller
@@ -40,23 +44,34 @@ async def _session(db: Db, caller: Caller, agent: Resource[AgentSpec], body: Inv
         raise ConflictError("a conversation with this session key is being created; try again") from error
 
 
+async def _at(namespace: Namespace, agent_name: AgentName) -> tuple[str, str]:
+    return namespace, agent_name
+
+
 async def _invoke(
-    namespace: Namespace,
-    agent_name: AgentName,
+    at: Annotated[tuple[str, str], Depends(_at)],
     body: InvokeRequest,
     runtime: Run,
     caller: CurrentCaller,
     request: Request,
+    idempotency_key: IdempotencyKey = None,
 ) -> InvokeResponse:
     """Waits for the answer; if the client goes away, the turn goes on."""
     async with runtime.database.unit() as db:
-        agent = await chat_agent(db, caller, namespace, agent_name)
-        chat = await _session(db, caller, agent, body)
-        started = await start_turn(db, runtime, caller, chat, body.message)
+        agent = await chat_agent(db, caller, *at)
+
+        async def start() -> Started:
+            return await start_turn(db, runtime, caller, await _session(db, caller, agent, body), body.message)
+
+        asked: JsonValue = {"agent_id": str(agent.id), "body": body.model_dump(mode="json")}
+        if idempotency_key is None:
+            started = await start()
+        else:
+            started, _ = await start_once(db, caller, idempotency_key, asked, start)
     said = await answered(runtime, await finished(runtime, started.turn_id, request))
     return InvokeResponse(
         reply=said.content or "",
-        chat_id=chat.id,
+        chat_id=started.chat_id,
         session_key=body.session_key,
         usage=said.usage,
         status=said.status,

@@ -1,11 +1,13 @@
 """Chats over HTTP: managing them, talking in them, and following what an agent does."""
 
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import JsonValue
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -20,12 +22,14 @@ from sinas_server.chats.chat import (
     create_chat,
     find_chat,
     list_chats,
+    own_chat,
 )
 from sinas_server.chats.ending import abandon_chats
 from sinas_server.chats.follow import deleted, follow, journaled, replay
 from sinas_server.chats.live import topic
+from sinas_server.chats.once import IdempotencyKey, start_once
 from sinas_server.chats.send import answered, finished
-from sinas_server.chats.start import Started, start_now
+from sinas_server.chats.start import Started, start_now, start_turn
 from sinas_server.chats.tables import ChannelRow, ChatRow, MessageRow, TurnRow
 from sinas_server.chats.views import (
     AgentChatCreateRequest,
@@ -145,21 +149,44 @@ async def _end_deleted(runtime: Runtime, channel_id: UUID) -> None:
 
 
 async def _send(
-    chat_id: ChatId, body: MessageSendRequest, runtime: Run, caller: CurrentCaller, request: Request
+    chat_id: ChatId,
+    body: MessageSendRequest,
+    runtime: Run,
+    caller: CurrentCaller,
+    request: Request,
+    idempotency_key: IdempotencyKey = None,
 ) -> SentResponse:
     """Waits for the turn; if the client goes away, the turn goes on."""
-    started = await _start(chat_id, body, runtime, caller)
+    started, _ = await _start(chat_id, body, runtime, caller, idempotency_key)
     return await answered(runtime, await finished(runtime, started.turn_id, request))
 
 
-async def _start(chat_id: UUID, body: MessageSendRequest, runtime: Runtime, caller: Caller) -> Started:
-    return await start_now(runtime, caller, chat_id, body.content, include_thinking=body.include_thinking)
+async def _start(
+    chat_id: UUID, body: MessageSendRequest, runtime: Runtime, caller: Caller, key: str | None
+) -> tuple[Started, bool]:
+    """The turn, and whether it was begun before with the same key."""
+    thinking = body.include_thinking
+    if key is None:
+        return await start_now(runtime, caller, chat_id, body.content, include_thinking=thinking), False
+    async with runtime.database.unit() as db:
+        chat = await own_chat(db, caller, chat_id)
+        asked: JsonValue = {"chat_id": str(chat_id), "body": body.model_dump(mode="json")}
+        start = partial(start_turn, db, runtime, caller, chat, body.content, include_thinking=thinking)
+        return await start_once(db, caller, key, asked, start)
 
 
-async def _stream(chat_id: ChatId, body: MessageSendRequest, runtime: Run, caller: CurrentCaller) -> StreamingResponse:
+async def _stream(
+    chat_id: ChatId,
+    body: MessageSendRequest,
+    runtime: Run,
+    caller: CurrentCaller,
+    idempotency_key: IdempotencyKey = None,
+) -> StreamingResponse:
     """If the connection breaks, the turn goes on: read on at `/chats/{chat_id}/stream/{channel_id}`."""
-    started = await _start(chat_id, body, runtime, caller)
-    return _events(follow(runtime, started.channel_id, START), started.chat_id, started.channel_id)
+    started, again = await _start(chat_id, body, runtime, caller, idempotency_key)
+    ended = await journaled(runtime, started.channel_id) if again else None
+    blocks = follow(runtime, started.channel_id, START) if ended is None else replay(ended, START)
+    return _events(blocks, started.chat_id, started.channel_id)
 
 
 def _events(blocks: AsyncIterator[bytes], chat_id: UUID, channel_id: UUID) -> StreamingResponse:

@@ -241,6 +241,22 @@ class LateHookRow(Base):
     """Its place among the agent's hooks."""
 
 
+class TurnKeyRow(Base):
+    """The `Idempotency-Key` that a user gave for a turn."""
+
+    __tablename__ = "turn_keys"
+    __table_args__ = (Index("ix_turn_keys_created", "created_at"), Index("ix_turn_keys_chat", "chat_id"))
+
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 (hex) of what was asked."""
+    chat_id: Mapped[UUID | None] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    turn_id: Mapped[UUID | None]
+    channel_id: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class BatchTurnRow(Base):
     """A turn that a batch of chats began. It outlives its chat, so that the batch stays what it was."""
 
