@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import structlog
 import uvloop
 
 from bench.handler import CODE, INPUT, RESULT
@@ -63,4 +64,5 @@ async def main(callers: int) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the counts
     uvloop.run(main(int(sys.argv[1])))

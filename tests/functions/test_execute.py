@@ -214,8 +214,8 @@ async def test_a_function_never_gives_more_than_its_owner_has(admin: Person, dec
     await declare("spy", f"{CALL}\ndef handler(input_data, context):\n    return call(context, '/functions')\n")
     await declare("secret", by=admin.http)
     names = [item["name"] for item in (await run(admin, "spy"))["result"]]
-    # Its owner may read his own functions only; here `own` is the administrator's, as whom it acts.
-    assert names == ["secret"]
+    # Its owner may read his own functions only, so what else the administrator may read is out of reach.
+    assert names == ["spy"]
 
 
 async def test_nested_executions_need_no_free_slot_and_are_limited(user: Person, declare: Declare) -> None:

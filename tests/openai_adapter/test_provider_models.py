@@ -235,7 +235,9 @@ async def test_an_error_inside_a_stream(provide: Provide, fake: FakeLLM, admin_s
 
 
 async def test_a_body_that_is_no_json_has_no_param(admin: Person) -> None:
-    answer = await admin.http.post(f"{URL}/chat/completions", content=b"{bad", headers={"content-type": "text/plain"})
+    answer = await admin.http.post(
+        f"{URL}/chat/completions", content=b"{bad", headers={"content-type": "application/json"}
+    )
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, None)
     assert answer.json()["error"]["message"].startswith("JSON decode error")
 

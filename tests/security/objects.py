@@ -313,6 +313,7 @@ BODIES: dict[str, Body] = {
     "llm_providers_create": lambda make, at: {"name": make.name(), "provider_type": "scripted"},
     "llm_providers_update_put": lambda make, at: {"default_model": make.name()},
     "llm_providers_update_patch": lambda make, at: {"default_model": make.name()},
+    "containers_scale": lambda make, at: {"target": 2},
     "workers_scale": lambda make, at: {"target_count": 2},
     "secrets_create": lambda make, at: {"name": make.name(), "value": "x", "visibility": "private"},
     "secrets_update": lambda make, at: {"value": make.name()},

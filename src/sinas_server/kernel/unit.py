@@ -4,6 +4,7 @@ This is the only module that commits. What must happen only if the transaction h
 forgetting a cache entry) is registered with `Db.after_commit`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from sqlalchemy import Executable, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.pool import QueuePool
 
 from sinas_server.backends.db import is_lost
 from sinas_server.backends.db.direct import DirectReader
@@ -18,6 +20,8 @@ from sinas_server.kernel.access import Caller
 from sinas_server.kit.crypto import Sealer
 from sinas_server.settings import Settings
 
+GIVE_BACK_SECONDS = 2.0
+GIVE_BACK_LOOKS = 400
 AfterCommit = Callable[[], Awaitable[object]]
 
 
@@ -85,6 +89,11 @@ class Database:
         return await self._direct.fetch(statement, parameters)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; those that canceled work is just giving back are waited for."""
         await self._direct.close()
+        pool = self.engine.pool
+        for _ in range(GIVE_BACK_LOOKS):
+            if not isinstance(pool, QueuePool) or not pool.checkedout():
+                break
+            await asyncio.sleep(GIVE_BACK_SECONDS / GIVE_BACK_LOOKS)
         await self.engine.dispose()

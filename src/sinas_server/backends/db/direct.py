@@ -29,6 +29,7 @@ class DirectReader:
         self._slots = asyncio.Semaphore(CONNECTIONS)
         self._sql: dict[int, tuple[Executable, str, Mapping[str, Any]]] = {}
         self._prepare = True
+        self._ended = False
 
     async def fetch(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """The rows as named tuples. `statement` must be a constant: it is compiled once and kept.
@@ -58,10 +59,13 @@ class DirectReader:
                 rows = await cursor.fetchall()
             except BaseException:  # canceled in the middle, too: what such a connection says next is not ours
                 if connection.broken:  # the server went away, and the other connections with it
-                    await self.close()
+                    await self._close_idle()
                 await connection.close()
                 raise
-            self._idle.append(connection)
+            if self._ended:
+                await connection.close()
+            else:
+                self._idle.append(connection)
         return rows
 
     async def _take(self) -> Connection:
@@ -73,7 +77,11 @@ class DirectReader:
         return await self._connect()
 
     async def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection now, and those in use when they are not."""
+        self._ended = True
+        await self._close_idle()
+
+    async def _close_idle(self) -> None:
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.close()
