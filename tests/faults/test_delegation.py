@@ -22,6 +22,8 @@ RESUMED = [
     *each("closed_step", 1),
 ]
 BOTH: list[Point] = [*CALLED, *RESUMED]
+ALWAYS = [point for point in BOTH if point != ("turns.claim:before", 3)]
+"""Without the third claim: a look for work that finds two turns at once spares it, so it may never come."""
 
 
 async def test_a_trace_has_these_points_and_no_more(stack: Stack, invariants: Invariants) -> None:
@@ -38,7 +40,7 @@ async def test_a_trace_has_these_points_and_no_more(stack: Stack, invariants: In
     assert {point: passed[point] for point in most} == dict(most)
 
 
-@pytest.mark.parametrize(("point", "nth"), cases(BOTH))
+@pytest.mark.parametrize(("point", "nth"), cases(ALWAYS))
 async def test_the_agent_worker_dies(invariants: Invariants, point: str, nth: int) -> None:
     chat, _ = await talk(invariants, (point, nth), "agents", "boss")
     await invariants.delegated(chat)

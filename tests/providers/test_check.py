@@ -44,7 +44,7 @@ async def test_a_provider_that_does_not_answer(admin: Person, provide: Provide, 
     assert tried["success"] is False
     assert "cannot be reached" in tried["message"]
     listed = await admin.http.get(f"{PATH}/main/models")
-    assert (listed.status_code, listed.json()["code"]) == (502, "provider_error")
+    assert (listed.status_code, listed.json()["code"]) == (424, "provider_error")
     assert "sk-provider-key" not in listed.text
 
 

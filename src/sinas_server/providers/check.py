@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 20.0
 MISSING: dict[int | str, dict[str, object]] = {404: {"description": "No such LLM provider."}}
 FAILING: dict[int | str, dict[str, object]] = {
     **MISSING,
-    502: {"description": "The provider does not answer, or refuses."},
+    424: {"description": "The provider does not answer, or refuses."},
 }
 At = Annotated[tuple[str, str], Depends(where_of(PROVIDER))]
 
@@ -32,7 +32,7 @@ At = Annotated[tuple[str, str], Depends(where_of(PROVIDER))]
 class ProviderUnusableError(SinasError):
     """The provider does not answer, or refuses; the message says why, without its key."""
 
-    status, code = 502, "provider_error"
+    status, code = 424, "provider_error"
 
 
 class ProviderTestResponse(BaseModel):
