@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Annotated
 
+import httpx2
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
@@ -66,6 +67,13 @@ async def _opened(runtime: Runtime, provider: Resource[ProviderSpec]) -> AsyncIt
             yield model
     except TimeoutError:
         raise ProviderError(f"the provider did not answer within {PATIENCE_SECONDS:g} seconds") from None
+    except (
+        ValueError,
+        TypeError,
+        httpx2.InvalidURL,
+        httpx2.HTTPError,
+    ) as error:  # a key or address that no request can carry
+        raise ProviderError(f"its endpoint or key cannot be used: {type(error).__name__}") from error
 
 
 async def _models(at: At, runtime: Run, caller: CurrentCaller) -> ProviderModelsResponse:
