@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from sinas_server.admin.containers import containers_router
 from sinas_server.admin.queue import queue_router
+from sinas_server.admin.restart import restart_router
 from sinas_server.admin.rotation import rotation_router
 from sinas_server.admin.system import SYSTEM, system_router
 from sinas_server.admin.workers import workers_router
@@ -126,6 +127,7 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     queue_router,
     containers_router,
     system_router,
+    restart_router,
     rotation_router,
     workers_router,
 )

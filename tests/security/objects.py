@@ -195,6 +195,9 @@ class Objects:
     async def nothing(self) -> Places:
         return {}
 
+    async def process(self) -> Places:
+        return {"container_name": "postgres"}
+
 
 OFF = "sinas.agents.read:own"
 
@@ -229,6 +232,7 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("^DELETE .*/users/{user_id}/sessions/{", Objects.session),
     ("^(DELETE|PUT) .*/users/{", Objects.user),
     ("/users/{", Objects.profile),
+    ("/containers/{", Objects.process),
     ("/api-keys/{", Objects.key),
     ("/auth/(refresh|logout)$", Objects.session),
     ("", Objects.nothing),

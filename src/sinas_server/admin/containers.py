@@ -105,7 +105,8 @@ class ReloadResponse(BaseModel):
     workers: list[ReloadedWorker] = Field(description="The same by worker.")
 
 
-async def _ask_all(runtime: Runtime, command: str, seconds: float, arguments: Mapping[str, Json]) -> list[Answer]:
+async def ask_all(runtime: Runtime, command: str, seconds: float, arguments: Mapping[str, Json]) -> list[Answer]:
+    """What the function workers say to a command. Raises `UnavailableError` if none of them can."""
     answers = await ask(runtime, command, arguments, seconds)
     if answers and not any(answer.error is None for answer in answers):
         reasons = "; ".join(f"{answer.worker}: {answer.error}" for answer in answers)
@@ -115,7 +116,7 @@ async def _ask_all(runtime: Runtime, command: str, seconds: float, arguments: Ma
 
 async def _tell(runtime: Runtime) -> list[Answer]:
     alive = [beat.name for beat in await read_heartbeats(runtime) if beat.queue == QUEUE]
-    return await _ask_all(runtime, "sandboxes.tell", TELL_SECONDS, {name: {} for name in alive})
+    return await ask_all(runtime, "sandboxes.tell", TELL_SECONDS, {name: {} for name in alive})
 
 
 def _sum(answers: Sequence[Answer], field: str) -> int:
@@ -172,7 +173,7 @@ async def scale(body: ScaleRequest, runtime: Run, caller: CurrentCaller) -> Resp
     caller.require(SYSTEM.name, "update", None)
     told = await _tell(runtime)
     seconds = runtime.settings.pool_acquire_timeout + EXTRA_SECONDS
-    answers = await _ask_all(runtime, "sandboxes.scale", seconds, _shares(body.target, told))
+    answers = await ask_all(runtime, "sandboxes.scale", seconds, _shares(body.target, told))
     previous, current = _sum(answers, "previous"), _sum(answers, "current")
     async with runtime.database.unit() as db:
         await audit(db, caller, "scale", ("containers", "pool"), {"previous": previous, "current": current})
@@ -206,7 +207,7 @@ async def reload(runtime: Run, caller: CurrentCaller) -> Response:
     told = await _tell(runtime)
     seconds = runtime.settings.pool_acquire_timeout + EXTRA_SECONDS
     workers: dict[str, Json] = {answer.worker: {} for answer in told if answer.error is None}
-    answers = await _ask_all(runtime, "sandboxes.reload", seconds, workers)
+    answers = await ask_all(runtime, "sandboxes.reload", seconds, workers)
     idle, success = _sum(answers, "idle"), _sum(answers, "renewed")
     async with runtime.database.unit() as db:
         await audit(db, caller, "reload", ("containers", "pool"), {"idle": idle, "success": success})

@@ -7,7 +7,7 @@ from fastapi import Response
 from pydantic import BaseModel, Field
 
 from sinas_server.admin.system import SYSTEM
-from sinas_server.functions.shared_workers import PoolReport, read_reports, read_wanted, want
+from sinas_server.functions.shared_workers import PoolReport, container_name, read_reports, read_wanted, want
 from sinas_server.kernel.http import CurrentCaller, JsonAnswer, Run, new_router
 from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.runtime import Runtime
@@ -74,7 +74,7 @@ async def list_workers(runtime: Run, caller: CurrentCaller) -> Response:
         [
             {
                 "id": f"{report.worker}:{worker.pid}",
-                "container_name": f"sinas-shared-{report.worker}-{worker.pid}",
+                "container_name": container_name(report.worker, str(worker.pid)),
                 **worker.model_dump(exclude={"pid"}),
             }
             for report in await read_reports(runtime)

@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 from pydantic import JsonValue
 
-from sinas_server.backends.sandbox import MemberStats, Sandbox
+from sinas_server.backends.sandbox import MemberStats, Sandbox, SandboxUnavailable
+from sinas_server.functions.shared_workers import container_name
 from sinas_server.kernel.command import Handler, Json
 from sinas_server.kernel.runtime import Runtime
 
@@ -49,4 +50,36 @@ async def reload(runtime: Runtime, _: Json) -> Json:
     return {"idle": idle, "renewed": await sandbox.reload()}
 
 
-POOL_COMMANDS: dict[str, Handler] = {"sandboxes.tell": tell, "sandboxes.scale": scale, "sandboxes.reload": reload}
+def _restarting(runtime: Runtime, name: str) -> tuple[Sandbox, str]:
+    """Who would restart what has this name, and what it calls it."""
+    shared = container_name(runtime.worker_name, "")
+    if runtime.shared_pool is not None and name.startswith(shared):
+        return runtime.shared_pool, name.removeprefix(shared)
+    return _sandbox(runtime), name
+
+
+async def find(runtime: Runtime, arguments: Json) -> Json:
+    """Whether `restart` would find something of this name."""
+    pool, name = _restarting(runtime, str(arguments["name"]))
+    try:
+        return {"found": await pool.has(name)}
+    except SandboxUnavailable as error:
+        raise ValueError(str(error)) from error
+
+
+async def restart(runtime: Runtime, arguments: Json) -> Json:
+    """Restart the sandbox, the shared worker or, with an engine, the platform's container of this name."""
+    pool, name = _restarting(runtime, str(arguments["name"]))
+    try:
+        return {"over": await pool.restart(name)}
+    except SandboxUnavailable as error:
+        raise ValueError(str(error)) from error
+
+
+POOL_COMMANDS: dict[str, Handler] = {
+    "sandboxes.tell": tell,
+    "sandboxes.scale": scale,
+    "sandboxes.reload": reload,
+    "containers.find": find,
+    "containers.restart": restart,
+}

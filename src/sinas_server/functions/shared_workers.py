@@ -55,6 +55,11 @@ class PoolReport(BaseModel):
     workers: list[WorkerReport] = Field(description="Those there are.")
 
 
+def container_name(worker: str, process: str) -> str:
+    """What a shared worker is called among containers, by its function worker and its process id."""
+    return f"sinas-shared-{worker}-{process}"
+
+
 async def read_wanted(db: Db) -> SharedPoolRow | None:
     """What was asked for; None if nobody ever did."""
     return await db.get(SharedPoolRow, 1)

@@ -186,7 +186,22 @@ class UsesPackages(Protocol):
         ...
 
 
-class Sandbox(UsesPackages, Protocol):
+class Restarts(Protocol):
+    """What can restart something by its name."""
+
+    async def has(self, name: str) -> bool:
+        """Whether it can restart what has this name. Raises `SandboxUnavailable`."""
+        ...
+
+    async def restart(self, name: str) -> bool:
+        """Restart it; what runs in a sandbox ends. False if the restart was begun and is not over yet.
+
+        Raises `SandboxUnavailable`, also if there is nothing of this name.
+        """
+        ...
+
+
+class Sandbox(UsesPackages, Restarts, Protocol):
     """Runs tasks. One object per worker process."""
 
     async def start(self) -> None:

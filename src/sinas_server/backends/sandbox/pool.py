@@ -343,6 +343,17 @@ class Pool(Generic[M]):
         """All sandboxes, those in use too."""
         return [*self._idle, *self._renewing, *self._used]
 
+    def find(self, name: str) -> M | None:
+        """The sandbox of this name."""
+        return next((member for member in self.members() if member.name == name), None)
+
+    def restart(self, member: M) -> None:
+        """End a sandbox with what runs in it; another one is made in its place."""
+        if member in self._idle:
+            self.remove(member)
+        else:
+            member.kill()  # whoever uses it gives it back, and it turns out to be useless
+
     def remove(self, member: M) -> None:
         """End an idle sandbox; one that is not idle any more is left alone."""
         self._lost(member)

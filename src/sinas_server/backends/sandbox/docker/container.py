@@ -35,7 +35,6 @@ class LeavesThreadsError(Exception):
 class _Said(TypedDict, total=False):
     fingerprint: str
     landlock: int
-    preload: dict[str, str | None]
     reason: str
     threads: str
     signal: int | None
@@ -109,7 +108,6 @@ class Container:
         self.packages = packages
         self.executions = 0
         self.landlock = 0
-        self.preloaded: dict[str, str | None] = {}
         self._engine = engine
         self._id = ""
         self._link: Link | None = None
@@ -156,7 +154,7 @@ class Container:
             raise SpawnError(f"a sandbox container could not be set up: {said['reason']}")
         if said["fingerprint"] != wire.fingerprint():
             raise SpawnError("the sandbox image is of another version of this platform: build it again")
-        self.landlock, self.preloaded = said["landlock"], said["preload"]
+        self.landlock = said["landlock"]
         await self._ready.wait()
 
     def _complaint(self) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import aiodocker
 import aiohttp
@@ -35,7 +35,6 @@ class Facts:
     runtimes: frozenset[str]
     runc: str
     """Empty if it does not tell."""
-    rootless: bool
 
 
 class Found(TypedDict):
@@ -46,6 +45,17 @@ class Found(TypedDict):
     state: str
     labels: dict[str, str]
     created: float
+
+
+class _Labelled(TypedDict):
+    Labels: dict[str, str] | None
+
+
+class _Shown(TypedDict, total=False):
+    """What the engine says of a container; nothing of one that does not exist."""
+
+    Config: _Labelled
+    Mounts: list[dict[str, str]]
 
 
 @asynccontextmanager
@@ -95,7 +105,6 @@ class Engine:
             version=version["Version"],
             runtimes=frozenset(info.get("Runtimes", {})),
             runc=components.get("runc", ""),
-            rootless=any("rootless" in option for option in info.get("SecurityOptions", [])),
         )
 
     async def has_image(self, name: str) -> bool:
@@ -160,14 +169,22 @@ class Engine:
 
         Empty for a container that does not exist. Raises `EngineError`.
         """
+        mounts = (await self._show(container)).get("Mounts", [])
+        return {mount["Destination"]: mount["Source"] for mount in mounts if mount.get("Source")}
+
+    async def labels(self, container: str) -> dict[str, str]:
+        """The labels of a container; empty for one that does not exist. Raises `EngineError`."""
+        shown = await self._show(container)
+        return (shown["Config"]["Labels"] or {}) if shown else {}
+
+    async def _show(self, container: str) -> _Shown:
         async with _asking("inspect a container"):
             try:
-                shown = await self._docker.containers.container(container).show()
+                return cast(_Shown, await self._docker.containers.container(container).show())
             except aiodocker.DockerError as error:
                 if error.status == 404:
                     return {}
                 raise
-        return {mount["Destination"]: mount["Source"] for mount in shown.get("Mounts", []) if mount.get("Source")}
 
     async def close(self) -> None:
         """Close the connections."""

@@ -7,6 +7,7 @@ import structlog
 from sinas_server.backends.sandbox import Level, OnOutput, Outcome, PackageSet, SandboxUnavailable, Stats, Task
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.docker.container import Container
+from sinas_server.backends.sandbox.docker.deployment import Deployment
 from sinas_server.backends.sandbox.docker.engine import Engine, EngineError, Facts, old_runc
 from sinas_server.backends.sandbox.docker.source import ContainerSource, DockerConfig
 from sinas_server.backends.sandbox.egress import EgressProxy, make_policy
@@ -37,6 +38,7 @@ class DockerSandbox:
         )
         self._engine: Engine | None = None
         self._source: ContainerSource | None = None
+        self._deployment: Deployment | None = None
         self._switching = asyncio.Lock()
         self._pool: Pool[Container] | None = None
         self._level: Level | None = None
@@ -48,6 +50,7 @@ class DockerSandbox:
         try:
             facts = await self._engine.facts()
             self._source = ContainerSource(self._engine, self._docker, self._config)
+            self._deployment = Deployment(self._engine, self._docker.own)
             await self._source.prepare(facts)
             self._pool = Pool(self._size, self._config.limits, self._source)
             await self._pool.start()
@@ -135,6 +138,28 @@ class DockerSandbox:
     async def reload(self) -> int:
         """Make the idle containers anew."""
         return 0 if self._pool is None else await self._pool.replace()
+
+    async def has(self, name: str) -> bool:
+        """Whether a sandbox has this name, or a container of the platform. Raises `SandboxUnavailable`."""
+        if self._pool is None or self._deployment is None:
+            return False
+        try:
+            return self._pool.find(name) is not None or await self._deployment.find(name) is not None
+        except EngineError as error:
+            raise SandboxUnavailable(str(error)) from error
+
+    async def restart(self, name: str) -> bool:
+        """Restart it; what runs in a sandbox ends. Raises `SandboxUnavailable`."""
+        member = None if self._pool is None else self._pool.find(name)
+        if self._pool is None or self._deployment is None:
+            raise SandboxUnavailable("the sandbox was not started")
+        if member is not None:
+            self._pool.restart(member)
+            return True
+        try:
+            return await self._deployment.restart(name)
+        except EngineError as error:
+            raise SandboxUnavailable(str(error)) from error
 
     async def close(self) -> None:
         """Remove all containers of this worker."""

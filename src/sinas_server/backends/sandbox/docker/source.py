@@ -3,7 +3,7 @@
 import secrets
 import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -41,6 +41,8 @@ class DockerConfig:
     """Which containers are ours."""
     worker: str = "worker"
     """Which of them belong to this process. One that comes back under its name finds what was left."""
+    own: str = field(default_factory=socket.gethostname)
+    """The name or id of the container that this process runs in, if it does: the engine calls it by its host name."""
 
 
 class ContainerSource:
@@ -73,7 +75,7 @@ class ContainerSource:
                 f"`docker build -f deploy/sandbox.Dockerfile -t {image} .`"
             )
         await self._sweep()
-        self._outside = await self._engine.mounts(socket.gethostname())
+        self._outside = await self._engine.mounts(self._docker.own)
 
     async def _sweep(self) -> None:
         """Remove what an earlier process of this worker left, and what any left before it could start it."""

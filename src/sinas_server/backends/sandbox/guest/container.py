@@ -346,7 +346,7 @@ def main() -> NoReturn:
         _share_memory_in_tmp()
         network.install()
         sys.path[:] = [*sys.path, *config["packages"]]
-        loaded = preload.preload(config["preload"])
+        preload.preload(config["preload"])
         level = _level(config)
         runner.warm()
         confine.mix_randomness()
@@ -359,7 +359,7 @@ def main() -> NoReturn:
     except OSError as error:
         channel.say(wire.Kind.FAILED, reason=str(error))
     else:
-        channel.say(wire.Kind.HELLO, fingerprint=wire.fingerprint(), landlock=level.landlock, preload=loaded)
+        channel.say(wire.Kind.HELLO, fingerprint=wire.fingerprint(), landlock=level.landlock)
         supervisor.run()
     channel.wait_flushed()
     os._exit(70)

@@ -135,6 +135,8 @@ class NativeSandbox:
             proxy.close()
         if member.slot is not None:
             seen.out_of_memory = member.slot.out_of_memory()
+        if member.killed and seen.exit is not None:
+            seen.exit = replace(seen.exit, restarted=True)
         return seen
 
     def stats(self) -> Stats:
@@ -148,6 +150,18 @@ class NativeSandbox:
     async def reload(self) -> int:
         """Make the idle sandboxes anew."""
         return 0 if self._pool is None else await self._pool.replace()
+
+    async def has(self, name: str) -> bool:
+        """Whether there is a sandbox of this name."""
+        return self._pool is not None and self._pool.find(name) is not None
+
+    async def restart(self, name: str) -> bool:
+        """Make the sandbox of this name anew; what runs in it ends. Raises `SandboxUnavailable`."""
+        member = None if self._pool is None else self._pool.find(name)
+        if self._pool is None or member is None:
+            raise SandboxUnavailable(f"there is no sandbox {name}")
+        self._pool.restart(member)
+        return True
 
     async def close(self) -> None:
         """Kill what runs and free everything."""

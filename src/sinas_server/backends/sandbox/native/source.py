@@ -23,6 +23,7 @@ class NativeMember:
     groups: Groups | None
     packages: str | None
     executions: int = 0
+    killed: bool = False
 
     @property
     def name(self) -> str:
@@ -35,6 +36,7 @@ class NativeMember:
 
     def kill(self) -> None:
         """Kill it with everything it started."""
+        self.killed = True
         self.child.kill()
 
     async def bury(self) -> None:

@@ -112,6 +112,22 @@ class SharedPool:
         self._fill()
         return len(self._usable())
 
+    async def has(self, name: str) -> bool:
+        """Whether a worker has this process id."""
+        return self._named(name) is not None
+
+    async def restart(self, name: str) -> bool:
+        """Replace the worker with this process id, which finishes what it runs. Raises `SandboxUnavailable`."""
+        worker = self._named(name)
+        if worker is None:
+            raise SandboxUnavailable(f"there is no shared worker with the process id {name}")
+        self._drain(worker)
+        self._fill()
+        return True
+
+    def _named(self, name: str) -> SharedWorker | None:
+        return next((worker for worker in self._usable() if str(worker.pid) == name), None)
+
     async def use(self, packages: PackageSet | None) -> None:
         """Replace every worker by one with these packages. Raises `SandboxUnavailable`; then nothing has changed."""
         async with self._switching:
