@@ -34,6 +34,7 @@ from sinas_server.dependencies import routes as dependencies
 from sinas_server.dependencies.bootstrap import bootstrap as bootstrap_dependencies
 from sinas_server.dependencies.jobs import PACKAGE_JOB
 from sinas_server.dependencies.kind import DEPENDENCY
+from sinas_server.dependencies.retention import PRUNE_LOOP
 from sinas_server.functions import executions
 from sinas_server.functions import routes as functions
 from sinas_server.functions.batches import BATCH_LOOP, EXECUTION_MEMBERS, batches_router
@@ -159,7 +160,7 @@ FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETEN
 
 LOOPS: tuple[Loop, ...] = (
     *(PURGE_LOOP, TASKS_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP),
-    *(CHAT_BATCH_LOOP, FORGET_LOOP, SPENDING_LOOP, LATE_HOOKS_LOOP),
+    *(CHAT_BATCH_LOOP, FORGET_LOOP, SPENDING_LOOP, LATE_HOOKS_LOOP, PRUNE_LOOP),
     *FUNCTION_LOOPS,
 )
 """Run by the scheduler."""

@@ -22,6 +22,7 @@ from sinas_server.kernel.heartbeat import LIFE_SECONDS, Load, PoolStats, beating
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import AuditRow
+from sinas_server.kit.clock import now
 from sinas_server.settings import Settings
 from tests.functions.conftest import ECHO, Declare, Json, declare, port, until, worker, working
 from tests.functions.test_executions import record
@@ -127,6 +128,19 @@ async def test_flushing_keeps_the_history(runtime: Runtime, admin: Person, user:
     assert await get(admin, "dlq") == []
     assert (await user.http.get(f"/executions/{dead[0]}")).json()["status"] == "FAILED"
     assert ("flush", "dead_letters") in await audited(runtime)
+
+
+async def test_a_turn_that_waits_for_its_tools_is_running_however_old_it_is(runtime: Runtime, admin: Person) -> None:
+    """It holds no worker meanwhile, but its work is not over."""
+    turn_id = (await waiting_turn(runtime, admin))["job_id"]
+    since = now() - timedelta(days=3)
+    await runtime.database.rows(update(TurnRow).values(status="WAITING", created_at=since))
+    assert (await get_stats(admin))["jobs"]["running"] == 1
+    assert [job["job_id"] for job in await get(admin, "jobs?status=running")] == [turn_id]
+    await runtime.database.rows(update(TurnRow).values(status="SUSPENDED", created_at=now()))
+    counts = (await get_stats(admin))["jobs"]
+    assert (counts["running"], counts["awaiting_input"]) == (0, 1)
+    assert [job["job_id"] for job in await get(admin, "jobs?status=awaiting_input")] == [turn_id]
 
 
 async def test_jobs_are_executions_and_turns(runtime: Runtime, admin: Person, user: Person, declare: Declare) -> None:

@@ -2,17 +2,20 @@
 
 import asyncio
 import dataclasses
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from sinas_server.backends.sandbox.native import NativeSandbox
+from sinas_server.dependencies import retention
 from sinas_server.dependencies.kind import DEPENDENCY
 from sinas_server.dependencies.tables import PackageSetRow
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kit.clock import now
 from tests.dependencies.conftest import Json, approve, call, eventually, following, sets, until
 from tests.people import Person
 
@@ -187,3 +190,33 @@ async def test_a_lost_resolver_is_followed_by_another(
         await store.create(db, SYSTEM, DEPENDENCY, ("", "iniconfig"), spec)
         await db.execute(update(PackageSetRow).values(**lost))
     await until(admin, "iniconfig", "ready")
+
+
+async def test_old_sets_are_forgotten_and_what_is_needed_is_kept(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "KEPT", 3)
+    old = now() - timedelta(days=30)
+    made: list[dict[str, object]] = [
+        # By age, the oldest first; the one in force is the oldest of all.
+        {"status": "COMPLETED", "read_at": now(), "ready_at": now(), "message": "in force"},
+        {"status": "SUPERSEDED", "message": "superseded"},
+        {"status": "COMPLETED", "read_at": old, "ready_at": old, "message": "replaced"},
+        {"status": "FAILED", "message": "failed"},
+        {"status": "PENDING", "message": "to be tried again"},
+        *({"status": "FAILED", "message": f"history {number}"} for number in range(3)),
+    ]
+    for number, values in enumerate(made):
+        later = old + timedelta(minutes=number)
+        await runtime.database.rows(insert(PackageSetRow).values(created_at=later, **values))
+    await runtime.database.rows(insert(PackageSetRow).values(status="SUPERSEDED", message="of today"))
+    assert await _messages(runtime) == {str(values["message"]) for values in made} | {"of today"}
+    await retention.PRUNE_LOOP.step(runtime)
+    kept = {"in force", "to be tried again", "history 0", "history 1", "history 2", "of today"}
+    assert await _messages(runtime) == kept
+    await retention.PRUNE_LOOP.step(runtime)
+    assert await _messages(runtime) == kept
+
+
+async def _messages(runtime: Runtime) -> set[str | None]:
+    return {row.message for row in await runtime.database.rows(select(PackageSetRow.message))}

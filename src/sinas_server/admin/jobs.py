@@ -80,8 +80,9 @@ async def count_jobs(db: Db) -> dict[str, int]:
     counts = dict.fromkeys(STATES, 0)
     for queue in QUEUES:
         table = queue.table
-        recent = table.status.not_in(("PENDING", "RUNNING")) & (table.created_at >= func.now() - COUNTED)
-        for part in (*_open(table), recent):
+        waiting = [TurnRow.status == literal_column("'WAITING'")] if table is TurnRow else []
+        recent = table.status.not_in(("PENDING", "RUNNING", "WAITING")) & (table.created_at >= func.now() - COUNTED)
+        for part in (*_open(table), *waiting, recent):
             query = select(table.status, func.count()).where(part).group_by(table.status)
             for status, count in await db.execute(query):
                 counts[queue.states[status]] += count
