@@ -204,7 +204,7 @@ async def test_old_sets_are_forgotten_and_what_is_needed_is_kept(
         {"status": "COMPLETED", "read_at": old, "ready_at": old, "message": "replaced"},
         {"status": "FAILED", "message": "failed"},
         {"status": "PENDING", "message": "to be tried again"},
-        *({"status": "FAILED", "message": f"history {number}"} for number in range(3)),
+        *[dict[str, object](status="FAILED", message=f"history {number}") for number in range(3)],
     ]
     for number, values in enumerate(made):
         later = old + timedelta(minutes=number)
