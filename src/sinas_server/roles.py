@@ -22,6 +22,7 @@ from sinas_server.app import create_app
 from sinas_server.backends.db import open_engine
 from sinas_server.backends.db.migrate import migrate
 from sinas_server.backends.delivery import Receivers
+from sinas_server.backends.llm.open import ModelPool
 from sinas_server.backends.mail import Mailer
 from sinas_server.backends.mail.outbox import OutboxMailer
 from sinas_server.backends.mail.smtp import SmtpMailer, SmtpServer
@@ -84,6 +85,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         socket_connect_timeout=5,
     )
     signals = RedisSignals(redis)
+    renderer = ProcessRenderer(settings.template_timeout)
     runtime = Runtime(
         settings=settings,
         database=Database(engine, Sealer(settings.encryption_keys), settings),
@@ -92,7 +94,8 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         wake=RedisWake(redis),
         redis=redis,
         mailer=open_mailer(settings),
-        renderer=ProcessRenderer(settings.template_timeout),
+        renderer=renderer,
+        models=ModelPool(renderer),
         authenticate=authenticate,
         kinds={kind.name: kind for kind in catalog.KINDS},
         resources=catalog.RESOURCES,

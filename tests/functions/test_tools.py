@@ -148,6 +148,19 @@ async def test_a_call_runs_for_the_caller_with_what_the_agent_fixed(
     assert (row.tool_call_id, row.turn_id, row.user_id, row.max_retries) == ("call_0", call.turn_id, guest.id, None)
 
 
+async def test_a_value_that_cannot_be_made_stops_the_calls_only(
+    runtime: Runtime, user: Person, declare: Declare
+) -> None:
+    await declare("f")
+    for value, reason in (
+        ("{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3, "longer than"),
+        ("{{ a }}", "undefined"),
+    ):
+        fixed = {"default/f": {"limit": value, "shop": "main"}}
+        [tool] = await tools(runtime, user, agent(user.id, "default/f", parameters=fixed))
+        assert reason in (tool.fault or "")
+
+
 async def test_the_same_call_is_one_execution_and_others_are_not(
     runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from typing import cast
 
@@ -18,9 +19,10 @@ from sinas_server.chats.prepare import Prepared
 from sinas_server.chats.tables import CallStatus
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import SinasError, UnavailableError
+from sinas_server.kernel.fill import fill
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import CallIdentity, Tool, ToolResult, Toolset, Wait, Waiting
-from sinas_server.kit.jinja import TemplateRenderError, render
+from sinas_server.kit.jinja import TemplateRenderError
 
 NOT_APPROVED = "The user did not approve this call, so it was not carried out."
 NOT_DECIDED = "The user did not decide on this call in time, so it was not carried out."
@@ -41,12 +43,12 @@ def tool_key(tool: Tool) -> str:
     return f"{tool.toolset}:{tool.target}"
 
 
-def as_calls(prepared: Prepared, answer: Answer) -> tuple[Call, ...]:
+async def as_calls(runtime: Runtime, prepared: Prepared, answer: Answer) -> tuple[Call, ...]:
     """The calls of an answer as they are journaled, before any is carried out."""
-    return tuple(_as_call(prepared, index, call) for index, call in enumerate(answer.tool_calls))
+    return tuple([await _as_call(runtime, prepared, index, call) for index, call in enumerate(answer.tool_calls)])
 
 
-def _as_call(prepared: Prepared, index: int, wanted: ToolCall) -> Call:
+async def _as_call(runtime: Runtime, prepared: Prepared, index: int, wanted: ToolCall) -> Call:
     tool = prepared.prompt.tools.get(wanted.name)
     call = Call(
         index=index,
@@ -68,18 +70,18 @@ def _as_call(prepared: Prepared, index: int, wanted: ToolCall) -> Call:
         name=call.name,
         arguments=call.arguments,
         tool=call.tool,
-        description=_status(tool, arguments),
+        description=await _status(runtime, tool, arguments),
         status=CallStatus.WAITING if asks else CallStatus.PENDING,
         requires_approval=asks,
         waits_for=Wait.APPROVAL if asks else None,
     )
 
 
-def _status(tool: Tool, arguments: dict[str, JsonValue]) -> str:
-    try:
-        return render(tool.status, arguments) if tool.status else f"Using {tool.target}"
-    except TemplateRenderError:
-        return f"Using {tool.target}"
+async def _status(runtime: Runtime, tool: Tool, arguments: dict[str, JsonValue]) -> str:
+    if tool.status:
+        with suppress(TemplateRenderError):
+            return (await fill(runtime, [tool.status], arguments))[0]
+    return f"Using {tool.target}"
 
 
 async def carry_out(runtime: Runtime, prepared: Prepared, journal: Journal, channel: Channel) -> None:

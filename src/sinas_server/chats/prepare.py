@@ -87,7 +87,7 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     tools = await _tools(runtime, caller, agent.spec, context)
     if talk.paged:
         tools[READ_RESULT.name] = READ_RESULT
-    messages = opening(agent.spec, values, await preloaded(runtime, context))
+    messages = await opening(runtime, agent.spec, values, await preloaded(runtime, context))
     prompt = Prompt(agent.spec, messages, tools)
     hooks = await hooks_of(runtime, caller, turn, agent, (context, talk.chat.session_key))
     return Prepared(caller, found, payer_of(turn, agent), prompt, hooks, frozenset(talk.chat.always_allowed))

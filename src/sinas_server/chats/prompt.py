@@ -17,9 +17,11 @@ from sinas_server.backends.llm import (
     UserMessage,
 )
 from sinas_server.kernel.access import Caller
+from sinas_server.kernel.fill import fill
+from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import AgentContext, Tool
-from sinas_server.kit.jinja import TemplateRenderError, render
+from sinas_server.kit.jinja import TemplateRenderError
 
 _FOR_TOOLS = {name for name in AgentSpec.model_fields if name.startswith("enabled_")} | {
     "function_parameters",
@@ -53,11 +55,13 @@ class Prompt:
         )
 
 
-def opening(agent: AgentSpec, values: Mapping[str, JsonValue], preloaded: Sequence[str] = ()) -> tuple[Message, ...]:
+async def opening(
+    runtime: Runtime, agent: AgentSpec, values: Mapping[str, JsonValue], preloaded: Sequence[str] = ()
+) -> tuple[Message, ...]:
     """The system message over the chat's input, what is preloaded, and the example messages. Raises `PromptError`."""
     messages: list[Message] = []
     try:
-        instructions = [render(agent.system_prompt, values)] if agent.system_prompt else []
+        instructions = await fill(runtime, [agent.system_prompt], values) if agent.system_prompt else []
     except TemplateRenderError as error:
         raise PromptError(f"the agent's system prompt cannot be rendered: {error}") from error
     if instructions or preloaded:

@@ -1,5 +1,6 @@
 """Functions as the tools of agents."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -14,11 +15,12 @@ from sinas_server.functions.tables import ExecutionRow, Status, Trigger
 from sinas_server.kernel import lookup
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError
+from sinas_server.kernel.fill import fixed_values
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, Wait, Waiting, tool_name
 from sinas_server.kit.jinja import TemplateRenderError
-from sinas_server.kit.parameters import Fixed, fixed, shown_schema
+from sinas_server.kit.parameters import Fixed, shown_schema
 
 log = structlog.get_logger()
 
@@ -35,7 +37,7 @@ class FunctionTools:
         """
         wanted = cast(Iterable[str], agent.enabled.get("enabled_functions") or ())
         usable = await lookup.lent(runtime.database, agent, FUNCTION, wanted, "execute")
-        return [_tool(function, agent) for function in usable]
+        return list(await asyncio.gather(*(_tool(runtime, function, agent) for function in usable)))
 
     async def call_tool(
         self,
@@ -63,7 +65,7 @@ class FunctionTools:
         return Waiting(Wait.INPUT, row.prompt) if row.status == Status.AWAITING_INPUT else _told(row)
 
 
-def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool:
+async def _tool(runtime: Runtime, function: Resource[FunctionSpec], agent: AgentContext) -> Tool:
     """The function as a tool; if a value that the agent gives it cannot be made, calls of it say so."""
     spec = function.spec
     parameters = cast(Mapping[str, Mapping[str, JsonValue]], agent.enabled.get("function_parameters") or {})
@@ -74,7 +76,7 @@ def _tool(function: Resource[FunctionSpec], agent: AgentContext) -> Tool:
     )
     given, fault = Fixed(), None
     try:
-        given = fixed(declared, spec.input_schema, agent.input)
+        given = await fixed_values(runtime, declared, spec.input_schema, agent.input)
     except TemplateRenderError as error:
         fault = f"a value in the agent's function_parameters cannot be made: {error}"
     return Tool(

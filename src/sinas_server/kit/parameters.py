@@ -7,8 +7,6 @@ from typing import cast
 import orjson
 from pydantic import JsonValue
 
-from sinas_server.kit.jinja import render
-
 
 @dataclass(frozen=True)
 class Fixed:
@@ -18,17 +16,21 @@ class Fixed:
     locked: dict[str, JsonValue] = field(default_factory=dict)
 
 
-def fixed(
-    declared: Mapping[str, JsonValue], schema: Mapping[str, JsonValue], variables: Mapping[str, JsonValue]
-) -> Fixed:
-    """The declared values: each a default, or `{value, locked}`; texts are Jinja2 over `variables`.
+def sources(declared: Mapping[str, JsonValue]) -> list[str]:
+    """The templates among the declared values: every text."""
+    found: list[JsonValue] = [_parted(given)[0] for given in declared.values()]
+    for value in found:
+        if isinstance(value, list | dict):
+            found.extend(value if isinstance(value, list) else value.values())
+    return list(dict.fromkeys(value for value in found if isinstance(value, str)))
 
-    Raises `TemplateRenderError`, as for a variable that the chat was not given.
-    """
+
+def fixed(declared: Mapping[str, JsonValue], schema: Mapping[str, JsonValue], texts: Mapping[str, str]) -> Fixed:
+    """The declared values: each a default, or `{value, locked}`. `texts`: what each of their `sources` gives."""
     found = Fixed()
     for name, given in declared.items():
         value, is_locked = _parted(given)
-        filled = _filled(value, variables)
+        filled = _filled(value, texts)
         if filled != value and isinstance(filled, str):
             filled = _typed(filled, _property(schema, name))
         (found.locked if is_locked else found.defaults)[name] = filled
@@ -42,13 +44,13 @@ def _parted(given: JsonValue) -> tuple[JsonValue, bool]:
     return given, False
 
 
-def _filled(value: JsonValue, variables: Mapping[str, JsonValue]) -> JsonValue:
+def _filled(value: JsonValue, texts: Mapping[str, str]) -> JsonValue:
     if isinstance(value, str):
-        return render(value, variables)
+        return texts[value]
     if isinstance(value, list):
-        return [_filled(item, variables) for item in value]
+        return [_filled(item, texts) for item in value]
     if isinstance(value, dict):
-        return {key: _filled(item, variables) for key, item in value.items()}
+        return {key: _filled(item, texts) for key, item in value.items()}
     return value
 
 

@@ -10,6 +10,9 @@ from sinas_server.backends.render import Part, Renderer, RenderFailedError
 from sinas_server.backends.render.process import ProcessRenderer
 
 SECONDS = 1.0
+LOGIC = "{% set by_a_process = 1 %}"
+"""Makes a template one that needs a process."""
+FINE = Part(LOGIC + "fine")
 
 
 @pytest.fixture
@@ -19,8 +22,9 @@ async def renderer() -> AsyncIterator[Renderer]:
     await made.close()
 
 
-async def test_parts_are_filled_in_order(renderer: Renderer) -> None:
-    parts = [Part("{{ name }}"), Part("<b>{{ name }}</b>", html=True), Part("plain\n")]
+@pytest.mark.parametrize("logic", [LOGIC, ""])
+async def test_parts_are_filled_in_order(renderer: Renderer, logic: str) -> None:
+    parts = [Part(logic + "{{ name }}"), Part("<b>{{ name }}</b>", html=True), Part("plain\n")]
     assert await renderer.render(parts, {"name": "<Ö>\n"}) == ["<Ö>\n", "<b>&lt;Ö&gt;\n</b>", "plain\n"]
 
 
@@ -30,20 +34,21 @@ async def test_style_sheets_become_attributes_for_mail(renderer: Renderer) -> No
     assert plain == "<style>p { color: red }</style><p>&lt;A&gt;</p>"
     assert '<p style="color: red;">&lt;A&gt;</p>' in mail
     with pytest.raises(RenderFailedError) as failed:
-        await renderer.render([Part("fine"), Part("<p style='{{ '{{{' }}'><style>p {color: red}", for_mail=True)], {})
+        await renderer.render([FINE, Part("<p style='{{ '{{{' }}'><style>p {color: red}", for_mail=True)], {})
     assert failed.value.index == 1
 
 
 async def test_many_at_once(renderer: Renderer) -> None:
-    done = await asyncio.gather(*(renderer.render([Part("{{ n }}")], {"n": number}) for number in range(50)))
+    done = await asyncio.gather(*(renderer.render([Part(LOGIC + "{{ n }}")], {"n": number}) for number in range(50)))
     assert done == [[str(number)] for number in range(50)]
 
 
-async def test_the_part_that_fails_is_named(renderer: Renderer) -> None:
+@pytest.mark.parametrize("logic", [LOGIC, ""])
+async def test_the_part_that_fails_is_named(renderer: Renderer, logic: str) -> None:
     with pytest.raises(RenderFailedError, match="'name' is undefined") as failed:
-        await renderer.render([Part("fine"), Part("{{ name }}")], {})
+        await renderer.render([Part(logic + "fine"), Part("{{ name }}")], {})
     assert failed.value.index == 1
-    assert await renderer.render([Part("fine")], {}) == ["fine"], "it goes on"
+    assert await renderer.render([FINE], {}) == ["fine"], "it goes on"
 
 
 async def test_filters_that_are_loaded_late_work(renderer: Renderer) -> None:
@@ -51,7 +56,7 @@ async def test_filters_that_are_loaded_late_work(renderer: Renderer) -> None:
     filters = ("urlize", "wordwrap", "pprint", "tojson", "title", "indent", "striptags", "xmlattr", "filesizeformat")
     values = {"xmlattr": "{'a': 1}", "filesizeformat": "1000"}
     for name in filters:
-        source = f"{{{{ {values.get(name, 'text')} | {name} }}}}"
+        source = f"{LOGIC}{{{{ {values.get(name, 'text')} | {name} }}}}"
         assert await renderer.render([Part(source, html=True)], {"text": "see https://example.com now"})
     assert await renderer.render([Part("{{ lipsum(n=1) }}{{ [1, 2] | random }}{{ dict(a=1) }}")], {})
 
@@ -76,27 +81,39 @@ GREEDY = {
 async def test_what_takes_too_much_is_stopped(source: str, renderer: Renderer) -> None:
     with pytest.raises(RenderFailedError):
         await renderer.render([Part(source, for_mail=True)], {})
-    assert await renderer.render([Part("fine")], {}) == ["fine"]
+    assert await renderer.render([FINE], {}) == ["fine"]
 
 
 async def test_a_process_that_died_is_replaced(renderer: Renderer) -> None:
-    assert await renderer.render([Part("fine")], {}) == ["fine"]
+    assert await renderer.render([FINE], {}) == ["fine"]
     assert isinstance(renderer, ProcessRenderer)
     (process,) = renderer._idle
     process.kill()
     await process.wait()
-    assert await renderer.render([Part("fine")], {}) == ["fine"]
+    assert await renderer.render([FINE], {}) == ["fine"]
 
 
 async def test_whoever_does_not_wait_leaves_nothing_running(renderer: Renderer) -> None:
-    assert await renderer.render([Part("fine")], {}) == ["fine"]
+    assert await renderer.render([FINE], {}) == ["fine"]
     assert isinstance(renderer, ProcessRenderer)
     (process,) = renderer._idle
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await renderer.render([Part(GREEDY["nested loops"])], {})
     await process.wait()
-    assert await renderer.render([Part("fine")], {}) == ["fine"]
+    assert await renderer.render([FINE], {}) == ["fine"]
+
+
+async def test_a_variable_that_cannot_be_passed_on(renderer: Renderer) -> None:
+    with pytest.raises(RenderFailedError, match="cannot be given its variables"):
+        await renderer.render([FINE], {"n": 10**30})
+
+
+async def test_simple_templates_need_no_process(renderer: Renderer) -> None:
+    parts = [Part("Hi {{ user.name | default('you') | upper }}{% if n == 2 and user is defined %}!{% endif %}")] * 3
+    assert await renderer.render(parts, {"user": {"name": "Ann"}, "n": 2}) == ["Hi ANN!"] * 3
+    assert isinstance(renderer, ProcessRenderer)
+    assert not renderer._idle
 
 
 async def test_the_process_can_open_nothing() -> None:

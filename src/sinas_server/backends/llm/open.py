@@ -10,14 +10,21 @@ import orjson
 from sinas_server.backends.llm import LanguageModel, ProviderConfig
 from sinas_server.backends.llm.remote import RemoteModel
 from sinas_server.backends.llm.scripted import ScriptedModel
+from sinas_server.backends.render import Renderer
+from sinas_server.backends.render.process import ProcessRenderer
+
+RENDER_SECONDS = 5.0
 
 
-def open_model(config: ProviderConfig) -> LanguageModel:
+def open_model(config: ProviderConfig, renderer: Renderer | None = None) -> LanguageModel:
     """A model to ask. Touches no network; the provider's library loads at the first request.
 
+    `renderer`: fills the templates of `scripted`; without one it has its own.
     Raises `ProviderError` when the configuration cannot work: no key, no endpoint, a forbidden one, invalid options.
     """
-    return ScriptedModel.open(config) if config.type == "scripted" else RemoteModel(config)
+    if config.type == "scripted":
+        return ScriptedModel.open(config, renderer or ProcessRenderer(RENDER_SECONDS))
+    return RemoteModel(config)
 
 
 @dataclass
@@ -29,7 +36,8 @@ class _Entry:
 class ModelPool:
     """Opened models by configuration, so that connections are used again; beyond `limit` the longest idle close."""
 
-    def __init__(self, limit: int = 16) -> None:
+    def __init__(self, renderer: Renderer | None = None, *, limit: int = 16) -> None:
+        self._renderer = renderer
         self._limit = limit
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
 
@@ -41,7 +49,7 @@ class ModelPool:
         )
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = _Entry(open_model(config))
+            entry = self._entries[key] = _Entry(open_model(config, self._renderer))
         self._entries.move_to_end(key)
         entry.users += 1
         try:

@@ -45,6 +45,7 @@ from sinas_server.backends.llm import (
     UserMessage,
 )
 from sinas_server.backends.llm.options import describe
+from sinas_server.backends.render import Part, Renderer, RendererBusyError, RenderFailedError
 from sinas_server.kit import jinja
 
 LABEL: Final = "scripted offline model (for demos and tests)"
@@ -198,38 +199,51 @@ def _parsed(text: str) -> JsonValue:
     return value
 
 
-def _filled(value: JsonValue, variables: Mapping[str, object]) -> JsonValue:
+def _typed(source: str) -> str | None:
+    """The template that gives, as JSON, what a single expression is; None for any other template."""
+    single = _EXPRESSION.fullmatch(source)
+    return None if single is None else "{{ (" + single["expression"] + ") | tojson }}"
+
+
+def _sources(rule: Rule) -> list[str]:
+    """Everything of a rule that must be rendered. A text comes before what it is as JSON: its errors say more."""
+    found = [] if rule.answer is None else [rule.answer]
+    for call in rule.call:
+        for source in _strings(call.arguments):
+            found += filter(None, (source, _typed(source)))
+    return found
+
+
+def _filled(value: JsonValue, texts: Mapping[str, str]) -> JsonValue:
     """The arguments with their templates filled; a single expression gives a value of its own type."""
     if isinstance(value, Mapping):
-        return {key: _filled(item, variables) for key, item in value.items()}
+        return {key: _filled(item, texts) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item, variables) for item in value]
+        return [_filled(item, texts) for item in value]
     if not isinstance(value, str):
         return value
-    text = jinja.render(value, variables)  # first, because its errors name what is undefined
-    single = _EXPRESSION.fullmatch(value)
-    if single is None:
-        return text
-    return _parsed(jinja.render("{{ (" + single["expression"] + ") | tojson }}", variables))
+    typed = _typed(value)
+    return texts[value] if typed is None else _parsed(texts[typed])
 
 
 class ScriptedModel:
     """A `LanguageModel` that follows rules: the same request gives the same answer, byte for byte."""
 
-    def __init__(self, rules: ScriptedRules) -> None:
+    def __init__(self, rules: ScriptedRules, renderer: Renderer) -> None:
         self._rules = rules
+        self._renderer = renderer
 
     @classmethod
-    def open(cls, config: ProviderConfig) -> "ScriptedModel":
+    def open(cls, config: ProviderConfig, renderer: Renderer) -> "ScriptedModel":
         """The model for a configuration. Raises `ProviderError` that names each bad field."""
         try:
-            return cls(ScriptedRules.model_validate(dict(config.options)))
+            return cls(ScriptedRules.model_validate(dict(config.options)), renderer)
         except ValidationError as error:
             raise ProviderError(f"the scripted model's rules are not valid: {describe(error)}") from error
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """See `LanguageModel`. Usage is zero: no model was asked."""
-        answer = self.answer(request)
+        answer = await self.answer(request)
         size, delay = self._rules.chunk_size, self._rules.delay_ms / 1000
         for start in range(0, len(answer.text), size):
             if start and delay:
@@ -248,35 +262,39 @@ class ScriptedModel:
     async def close(self) -> None:
         """Nothing is open."""
 
-    def answer(self, request: ModelRequest) -> Answer:
+    async def answer(self, request: ModelRequest) -> Answer:
         """What the rules say to this request. Raises `ProviderError` that names the rule which failed."""
         turn = _Turn.of(request.messages)
-        variables: dict[str, object] = {
+        variables: dict[str, JsonValue] = {
             "message": turn.message,
             "input": _parsed(turn.message),
             "groups": {},
-            "results": turn.results,
-            "every": turn.every,
+            "results": dict(turn.results),
+            "every": dict(turn.every),
         }
         rule, where = Rule(answer=self._rules.default), "default"
         for index, candidate in enumerate(self._rules.rules):
             groups = turn.groups(candidate.when)
             if groups is not None:
-                rule, where, variables["groups"] = candidate, f"rules.{index}", groups
+                rule, where, variables["groups"] = candidate, f"rules.{index}", dict(groups)
                 break
         try:
-            text = "" if rule.answer is None else jinja.render(rule.answer, variables)
-            calls = tuple(_call(call, index, request, variables) for index, call in enumerate(rule.call))
-        except (jinja.TemplateRenderError, LookupError) as error:
-            raise ProviderError(f"the scripted model's {where} failed: {error.args[0]}") from error
+            sources = _sources(rule)
+            done = await self._renderer.render([Part(source) for source in sources], variables)
+            texts = dict(zip(sources, done, strict=True))
+            calls = tuple(_call(call, index, request, texts) for index, call in enumerate(rule.call))
+        except (RenderFailedError, RendererBusyError, LookupError) as error:
+            busy = isinstance(error, RendererBusyError)
+            raise ProviderError(f"the scripted model's {where} failed: {error.args[0]}", retryable=busy) from error
+        text = "" if rule.answer is None else texts[rule.answer]
         return Answer(text, calls, finish_reason="tool_calls" if calls else "stop")
 
 
-def _call(call: Call, index: int, request: ModelRequest, variables: Mapping[str, object]) -> ToolCall:
+def _call(call: Call, index: int, request: ModelRequest, texts: Mapping[str, str]) -> ToolCall:
     name = next((tool.name for tool in request.tools if _same(call.tool, tool.name)), None)
     if name is None:
         offered = ", ".join(tool.name for tool in request.tools) or "none"
         raise LookupError(f"it calls {call.tool}, which is not among the tools offered ({offered})")
-    arguments = _filled(dict(call.arguments), variables)
+    arguments = _filled(dict(call.arguments), texts)
     # The id depends on the request alone, and differs from every earlier one of the chat.
     return ToolCall(f"scripted_{len(request.messages)}_{index}", name, json.dumps(arguments, ensure_ascii=False))

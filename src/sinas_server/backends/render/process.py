@@ -1,4 +1,4 @@
-"""Templates rendered by processes of their own, which are killed when one takes too long."""
+"""Templates rendered by processes of their own, which are killed when one takes too long; simple ones at once."""
 
 import asyncio
 import sys
@@ -13,6 +13,7 @@ import orjson
 from pydantic import JsonValue
 
 from sinas_server.backends.render import Part, RendererBusyError, RenderFailedError, child
+from sinas_server.kit import jinja
 
 MEMORY_BYTES = 512 << 20
 """Address space of a process, of which the interpreter takes a fifth."""
@@ -34,7 +35,12 @@ class ProcessRenderer:
 
     async def render(self, parts: Sequence[Part], variables: Mapping[str, JsonValue]) -> list[str]:
         """The parts, filled. Raises `RenderFailedError` and `RendererBusyError`."""
-        job = orjson.dumps({"parts": [asdict(part) for part in parts], "variables": variables}) + b"\n"
+        if all(jinja.is_simple(part.source) and not part.for_mail for part in parts):
+            return [_render_now(index, part, variables) for index, part in enumerate(parts)]
+        try:
+            job = orjson.dumps({"parts": [asdict(part) for part in parts], "variables": variables}) + b"\n"
+        except TypeError as error:  # as of an integer beyond 64 bits
+            raise RenderFailedError(0, f"it cannot be given its variables: {error}") from error
         try:
             async with asyncio.timeout(START_SECONDS):
                 await self._turns.acquire()
@@ -101,6 +107,13 @@ class ProcessRenderer:
         """End the processes."""
         while self._idle:
             await _end(self._idle.pop())
+
+
+def _render_now(index: int, part: Part, variables: Mapping[str, JsonValue]) -> str:
+    try:
+        return jinja.render(part.source, variables, autoescape=part.html)
+    except jinja.TemplateRenderError as error:
+        raise RenderFailedError(index, str(error).encode(errors="replace").decode()) from error
 
 
 def _pipes(process: Process) -> tuple[StreamWriter, StreamReader]:
