@@ -55,6 +55,7 @@ class Reply(BaseModel):
     text: str = "Hello from the fake model."
     thinking: str = ""
     signature: str = "c2lnbmF0dXJl"
+    redacted: str = ""  # Anthropic's encrypted thinking, after the other
     tool_calls: list[Call] = Field(default_factory=list)
     prompt_tokens: int = 11
     completion_tokens: int = 7

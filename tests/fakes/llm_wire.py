@@ -87,6 +87,8 @@ def _anthropic(model: str, reply: "Reply") -> Iterator[dict[str, Any]]:
         deltas = [{"type": "thinking_delta", "thinking": piece} for piece in pieces(reply.thinking, reply)]
         deltas.append({"type": "signature_delta", "signature": reply.signature})
         blocks.append(({"type": "thinking", "thinking": "", "signature": ""}, deltas))
+    if reply.redacted:
+        blocks.append(({"type": "redacted_thinking", "data": reply.redacted}, []))
     if reply.text:
         texts = [{"type": "text_delta", "text": piece} for piece in pieces(reply.text, reply)]
         blocks.append(({"type": "text", "text": ""}, texts))

@@ -88,7 +88,7 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     if talk.paged:
         tools[READ_RESULT.name] = READ_RESULT
     messages = await opening(runtime, agent.spec, values, await preloaded(runtime, context))
-    prompt = Prompt(agent.spec, messages, tools)
+    prompt = Prompt(agent.spec, messages, tools, str(turn.chat_id))
     hooks = await hooks_of(runtime, caller, turn, agent, (context, talk.chat.session_key))
     return Prepared(caller, found, payer_of(turn, agent), prompt, hooks, frozenset(talk.chat.always_allowed))
 

@@ -42,6 +42,8 @@ class Prompt:
     agent: AgentSpec
     opening: tuple[Message, ...]
     tools: Mapping[str, Tool]
+    cache_key: str
+    """The same in every request of the chat."""
 
     def request(self, history: Sequence[Message], model: str) -> ModelRequest:
         """The request for the next step."""
@@ -52,6 +54,7 @@ class Prompt:
             sampling=Sampling(temperature=self.agent.temperature),
             max_tokens=self.agent.max_tokens,
             output_schema=self.agent.output_schema or None,
+            cache_key=self.cache_key,
         )
 
 

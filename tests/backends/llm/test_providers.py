@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import httpx2
 import pytest
@@ -27,9 +28,10 @@ from sinas_server.backends.llm import (
 )
 from sinas_server.backends.llm.open import open_model
 from sinas_server.backends.llm.options import ProviderOptions, endpoint_of
-from tests.backends.llm.asking import KEY, WEATHER, ask, collect, failure, text, thinking
+from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, ask, collect, failure, text, thinking
 from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
 
+Json = dict[str, Any]
 ARGUMENTS = '{"city":  "Köln", "days": 1.50}'
 
 
@@ -140,24 +142,94 @@ async def test_thinking_is_streamed_and_kept_apart(fake: FakeLLM, model: Languag
     assert answer.text == "42"
 
 
-async def test_anthropic_thinking_is_replayed_with_its_signature(fake: FakeLLM) -> None:
-    model = open_model(ProviderConfig("anthropic", KEY, fake.endpoint("anthropic")))
+THOUGHT = "I need the weather."
+REPLAYED: dict[Provider, Json] = {
+    "anthropic": {
+        "content": [
+            {"type": "thinking", "thinking": THOUGHT, "signature": "c2ln"},
+            {"type": "redacted_thinking", "data": "b3BhcXVl"},
+        ]
+    },
+    "openai": {"reasoning_content": THOUGHT},
+    "ollama": {"reasoning": THOUGHT},
+    "mistral": {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}]},
+}
+
+
+async def thoughtful(fake: FakeLLM, model: LanguageModel) -> AssistantMessage:
+    """An answer that was thought about and calls a tool, as the journal keeps it."""
+    call = Call(name="shop__weather")
     fake.replies.append(
-        Reply(thinking="I need the weather.", signature="c2ln", tool_calls=[Call(name="shop__weather")])
+        Reply(thinking=THOUGHT, signature="c2ln", redacted="b3BhcXVl", text="Let me see.", tool_calls=[call])
     )
     _, answer = await collect(model, ask(tools=(WEATHER,)))
-    stored = json.loads(json.dumps(answer.native))  # through the journal
-    request = ask(
-        "Hi",
-        AssistantMessage(answer.text, answer.tool_calls, stored),
-        ToolMessage("call_0", "shop__weather", "grey"),
-        tools=(WEATHER,),
-    )
+    return AssistantMessage(answer.text, answer.tool_calls, json.loads(json.dumps(answer.native)))
+
+
+async def sent_back(fake: FakeLLM, model: LanguageModel, said: AssistantMessage) -> Json:
+    """The same answer as a provider is given it again in the next step."""
+    request = ask("Hi", said, ToolMessage("call_0", "shop__weather", "grey"), tools=(WEATHER,))
     await collect(model, request)
-    said = next(message for message in fake.requests[-1].body["messages"] if message["role"] == "assistant")
-    assert said["content"][0] == {"type": "thinking", "thinking": "I need the weather.", "signature": "c2ln"}
-    assert said["content"][-1]["type"] == "tool_use"
-    await model.close()
+    found: Json = next(message for message in fake.requests[-1].body["messages"] if message["role"] == "assistant")
+    return found
+
+
+async def test_thinking_is_replayed_to_who_thought_it(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
+    said = await thoughtful(fake, model)
+    sent = await sent_back(fake, model, said)
+    for name, thoughts in REPLAYED[provider].items():
+        assert (sent[name][: len(thoughts)] if isinstance(thoughts, list) else sent[name]) == thoughts
+    assert "Let me see." in json.dumps(sent["content"])
+    # What is said may be changed; what was thought goes with the call.
+    changed = await sent_back(fake, model, replace(said, text=""))
+    assert "Let me see." not in json.dumps(changed)
+    assert THOUGHT in json.dumps(changed)
+
+
+async def test_thinking_is_not_shown_to_another_provider(
+    fake: FakeLLM, model: LanguageModel, provider: Provider
+) -> None:
+    said = await thoughtful(fake, model)
+    for other in PROVIDERS:
+        if other == provider:
+            continue
+        another = open_model(ProviderConfig(other, KEY, fake.endpoint(other)))
+        sent = await sent_back(fake, another, said)
+        await another.close()
+        assert "Let me see." in json.dumps(sent)
+        assert "shop__weather" in json.dumps(sent)
+        assert THOUGHT not in json.dumps(fake.requests[-1].body)
+
+
+def marks(body: JsonValue) -> list[str]:
+    """Where Anthropic is asked to keep what comes before: the keys that lead there."""
+    if isinstance(body, dict):
+        found = [f"{key}.{path}" for key, value in body.items() for path in marks(value)]
+        return [*found, "here"] if "cache_control" in body else found
+    items = enumerate(body) if isinstance(body, list) else ()
+    return [f"{n - len(body)}.{path}" for n, item in items for path in marks(item)]
+
+
+async def test_prompts_are_kept_where_that_is_known(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
+    request = ask("One", AssistantMessage("Two"), "Three", tools=(WEATHER, replace(WEATHER, name="other")))
+    await collect(model, request)
+    await collect(model, replace(request, cache_key="chat-1"))
+    alone, in_chat = (sent.body for sent in fake.requests)
+    assert marks(alone) == []
+    assert "prompt_cache_key" not in in_chat  # a stranger's server may not know it
+    wanted = {"messages.-1.content.-1.here", "system.-1.here", "tools.-1.here"} if provider == "anthropic" else set()
+    assert set(marks(in_chat)) == wanted
+
+
+async def test_prompts_are_kept_as_configured(fake: FakeLLM, provider: Provider) -> None:
+    for wanted in (True, False):
+        options: dict[str, JsonValue] = {"prompt_caching": wanted}
+        model = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
+        await collect(model, replace(ask(), cache_key="chat-1"))
+        body = fake.requests[-1].body
+        assert bool(marks(body)) == (wanted and provider == "anthropic")
+        assert body.get("prompt_cache_key") == ("chat-1" if wanted and provider in {"openai", "mistral"} else None)
+        await model.close()
 
 
 async def test_an_edited_answer_is_sent_as_edited(fake: FakeLLM, model: LanguageModel) -> None:

@@ -109,7 +109,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """One request to a model. `stream_calls`: yield `ToolCallDelta`s too."""
+    """One request to a model. `stream_calls`: yield `ToolCallDelta`s too.
+
+    `cache_key` names a conversation whose requests all begin alike: providers that can keep that beginning, where
+    the next request finds it cheaper.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -120,6 +124,7 @@ class ModelRequest:
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     stream_calls: bool = False
+    cache_key: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import httpx2
 from anthropic import AsyncAnthropic
-from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.anthropic import AnthropicModel, AnthropicModelSettings
 from pydantic_ai.providers.anthropic import AnthropicProvider
 
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.backends.llm.connection import Connection
 from sinas_server.backends.llm.history import Dialect
-from sinas_server.backends.llm.options import ProviderOptions
+from sinas_server.backends.llm.options import ProviderOptions, keeps_prompts
 
 IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 DIALECT = Dialect(data=IMAGES | {"application/pdf"}, url=IMAGES | {"image/*", "application/pdf"})
@@ -26,4 +26,13 @@ def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, htt
     )
 
     provider = AnthropicProvider(anthropic_client=client)
-    return Connection(lambda name: AnthropicModel(name, provider=provider), DIALECT)
+    caching = _caching if keeps_prompts(config, endpoint, options) else None
+    return Connection(lambda name: AnthropicModel(name, provider=provider), DIALECT, caching=caching)
+
+
+def _caching(cache_key: str) -> AnthropicModelSettings:
+    # Marks after the tools, the instructions and the last message; gateways know these better than the newer mark
+    # on the whole request.
+    return AnthropicModelSettings(
+        anthropic_cache_tool_definitions=True, anthropic_cache_instructions=True, anthropic_cache_messages=True
+    )

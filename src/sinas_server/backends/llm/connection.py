@@ -18,8 +18,12 @@ Adapter: TypeAlias = "OpenAIChatModel | AnthropicModel | MistralModel"
 
 @dataclass(frozen=True)
 class Connection:
-    """An adapter for a model's name, what the provider takes, and settings for every request."""
+    """An adapter for a model's name, what the provider takes, and settings for every request.
+
+    `caching`: for a `cache_key`, the settings that make the provider keep what requests have in common.
+    """
 
     model: Callable[[str], Adapter]
     dialect: Dialect
     settings: ModelSettings = field(default_factory=ModelSettings)
+    caching: Callable[[str], ModelSettings] | None = None

@@ -23,7 +23,7 @@ from sinas_server.backends.llm import (
 )
 from sinas_server.backends.llm.connection import Adapter, Connection
 from sinas_server.backends.llm.failures import secrets_of
-from sinas_server.backends.llm.history import text_arguments, to_answer, to_history
+from sinas_server.backends.llm.history import Origin, text_arguments, to_answer, to_history
 from sinas_server.backends.llm.options import ProviderOptions
 from sinas_server.backends.llm.translation import provider_errors
 
@@ -42,7 +42,8 @@ class DirectModel:
         """See `LanguageModel.stream`."""
         with provider_errors(self._provider, self._secrets):
             model = self._model(request.model)
-            history = to_history(self._provider, request.messages, self._connection.dialect)
+            origin = Origin(model.system, model.base_url)
+            history = to_history(self._provider, request.messages, self._connection.dialect, origin)
             async with model_request_stream(
                 model,
                 history,
@@ -67,6 +68,8 @@ class DirectModel:
         if self._options.thinking is not None:
             settings["thinking"] = self._options.thinking
         _add_sampling(settings, request)
+        if request.cache_key is not None and self._connection.caching is not None:
+            settings.update(self._connection.caching(request.cache_key))
         return settings
 
 

@@ -54,7 +54,19 @@ class Dialect:
         return hashlib.sha256(call_id.encode()).hexdigest()[:length]
 
 
-def to_history(provider: str, messages: Iterable[Message], dialect: Dialect) -> list[ai.ModelMessage]:
+@dataclass(frozen=True)
+class Origin:
+    """A provider as an answer's own form names where it comes from."""
+
+    name: str
+    url: str | None
+
+    def gave(self, native: ai.ModelResponse) -> bool:
+        """Whether the answer is this provider's, which alone understands its thinking, signatures and the like."""
+        return native.provider_name == self.name and native.provider_url in (None, self.url)
+
+
+def to_history(provider: str, messages: Iterable[Message], dialect: Dialect, origin: Origin) -> list[ai.ModelMessage]:
     """The conversation for a request. Raises `ProviderError` for media that the provider does not take."""
     history: list[ai.ModelMessage] = []
     pending: list[ai.ModelRequestPart] = []
@@ -63,7 +75,7 @@ def to_history(provider: str, messages: Iterable[Message], dialect: Dialect) -> 
             if pending:
                 history.append(ai.ModelRequest(parts=pending))
                 pending = []
-            history.append(_response(message, dialect))
+            history.append(_response(message, dialect, origin))
         elif isinstance(message, SystemMessage):
             pending.append(ai.SystemPromptPart(message.text))
         elif isinstance(message, ToolMessage):
@@ -117,15 +129,18 @@ def _inlined(part: MediaPart, data: bytes) -> str:
     return f"<file name={quoteattr(part.filename or 'file')} type={quoteattr(part.media_type)}>\n{content}\n</file>"
 
 
-def _response(message: AssistantMessage, dialect: Dialect) -> ai.ModelResponse:
-    """The provider's own form of an answer if it still says what the message says, else one built from the message."""
+def _response(message: AssistantMessage, dialect: Dialect, origin: Origin) -> ai.ModelResponse:
+    """The provider's own form of an answer if it still says what the message says, else one built from the message.
+
+    Beside calls, whose thinking some providers insist on, only the text is replaced where it was changed.
+    """
     ids = [dialect.tool_id(call.id) for call in message.tool_calls]
     native = _parse_native(message.native)
-    if native is not None and text_of(native) == message.text:
+    if native is not None and origin.gave(native) and (message.tool_calls or text_of(native) == message.text):
         calls = [part for part in native.parts if isinstance(part, ai.ToolCallPart)]
         said = [(call.tool_name, arguments_of(call)) for call in calls]
         if said == [(call.name, call.arguments) for call in message.tool_calls]:
-            return _with_ids(native, ids)
+            return _with_ids(_saying(native, message.text), ids)
     parts: list[ai.ModelResponsePart] = [ai.TextPart(message.text)] if message.text else []
     parts.extend(
         ai.ToolCallPart(call.name, call.arguments, tool_call_id=call_id)
@@ -142,6 +157,17 @@ def _parse_native(native: JsonValue) -> ai.ModelResponse | None:
     except ValidationError:
         return None  # written by another version of the library: what our own fields hold is enough
     return message if isinstance(message, ai.ModelResponse) else None
+
+
+def _saying(response: ai.ModelResponse, text: str) -> ai.ModelResponse:
+    """The same answer with this text."""
+    if text_of(response) == text:
+        return response
+    parts = [part for part in response.parts if not isinstance(part, ai.TextPart)]
+    if text:
+        first = next(index for index, part in enumerate(parts) if isinstance(part, ai.ToolCallPart))
+        parts.insert(first, ai.TextPart(text))
+    return replace(response, parts=parts)
 
 
 def _with_ids(response: ai.ModelResponse, ids: Sequence[str]) -> ai.ModelResponse:

@@ -2,14 +2,14 @@
 
 import httpx2
 from mistralai.client import Mistral
-from pydantic_ai.models.mistral import MistralModel
+from pydantic_ai.models.mistral import MistralModel, MistralModelSettings
 from pydantic_ai.providers.mistral import MistralProvider
 from pydantic_ai.settings import ModelSettings
 
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.backends.llm.connection import Connection
 from sinas_server.backends.llm.history import Dialect
-from sinas_server.backends.llm.options import ProviderOptions
+from sinas_server.backends.llm.options import ProviderOptions, keeps_prompts
 
 DIALECT = Dialect(
     data=frozenset({"image/*", "application/pdf"}),
@@ -29,4 +29,10 @@ def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, htt
 
     provider = MistralProvider(mistral_client=client)
     # The library tries again by itself unless each request says not to.
-    return Connection(lambda name: MistralModel(name, provider=provider), DIALECT, ModelSettings(max_retries=0))
+    settings = ModelSettings(max_retries=0)
+    caching = _caching if keeps_prompts(config, endpoint, options) else None
+    return Connection(lambda name: MistralModel(name, provider=provider), DIALECT, settings, caching)
+
+
+def _caching(cache_key: str) -> MistralModelSettings:
+    return MistralModelSettings(mistral_prompt_cache_key=cache_key)

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import httpx2
 from openai import AsyncOpenAI
 from pydantic_ai.models.ollama import OllamaModel
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
 from pydantic_ai.profiles import merge_profile
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.ollama import OllamaProvider
@@ -15,7 +15,7 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.backends.llm.connection import Connection
 from sinas_server.backends.llm.history import Dialect
-from sinas_server.backends.llm.options import OFFICIAL, ProviderOptions
+from sinas_server.backends.llm.options import OFFICIAL, ProviderOptions, keeps_prompts
 
 NO_KEY = "none"
 """Sent where a server wants no key, since the client insists on one."""
@@ -38,7 +38,12 @@ def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, htt
 
     if config.type == "ollama":
         return Connection(lambda name: _ollama(name, client), OLLAMA)
-    return Connection(lambda name: _openai(name, client), OPENAI)
+    caching = _caching if keeps_prompts(config, endpoint, options) else None
+    return Connection(lambda name: _openai(name, client), OPENAI, caching=caching)
+
+
+def _caching(cache_key: str) -> OpenAIChatModelSettings:
+    return OpenAIChatModelSettings(openai_prompt_cache_key=cache_key)
 
 
 def _openai(name: str, client: AsyncOpenAI) -> OpenAIChatModel:

@@ -27,6 +27,11 @@ class ProviderOptions(BaseModel):
     thinking: bool | Literal["minimal", "low", "medium", "high"] | None = Field(
         default=None, description="How much the model reasons before it answers, where it can; its own choice if unset."
     )
+    prompt_caching: bool | None = Field(
+        default=None,
+        description="Whether the provider is asked to keep what a chat's requests have in common. If unset, those are "
+        "that are known to take it: whoever speaks Anthropic's format, and OpenAI and Mistral themselves.",
+    )
 
 
 def describe(error: ValidationError) -> str:
@@ -43,6 +48,13 @@ def read_options(config: ProviderConfig) -> ProviderOptions:
         return ProviderOptions.model_validate(dict(config.options))
     except ValidationError as error:
         raise ProviderError(f"the provider's config is not valid: {describe(error)}") from error
+
+
+def keeps_prompts(config: ProviderConfig, endpoint: str, options: ProviderOptions) -> bool:
+    """Whether requests ask for prompt caching."""
+    if options.prompt_caching is not None:
+        return options.prompt_caching
+    return config.type == "anthropic" or endpoint == OFFICIAL.get(config.type)
 
 
 def endpoint_of(config: ProviderConfig) -> str:
