@@ -206,8 +206,8 @@ def marks(body: JsonValue) -> list[str]:
     if isinstance(body, dict):
         found = [f"{key}.{path}" for key, value in body.items() for path in marks(value)]
         return [*found, "here"] if "cache_control" in body else found
-    items = enumerate(body) if isinstance(body, list) else ()
-    return [f"{n - len(body)}.{path}" for n, item in items for path in marks(item)]
+    items = body if isinstance(body, list) else []
+    return [f"{n - len(items)}.{path}" for n, item in enumerate(items) for path in marks(item)]
 
 
 async def test_prompts_are_kept_where_that_is_known(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:

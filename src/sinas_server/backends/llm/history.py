@@ -163,7 +163,7 @@ def _saying(response: ai.ModelResponse, text: str) -> ai.ModelResponse:
     """The same answer with this text."""
     if text_of(response) == text:
         return response
-    parts = [part for part in response.parts if not isinstance(part, ai.TextPart)]
+    parts: list[ai.ModelResponsePart] = [part for part in response.parts if not isinstance(part, ai.TextPart)]
     if text:
         first = next(index for index, part in enumerate(parts) if isinstance(part, ai.ToolCallPart))
         parts.insert(first, ai.TextPart(text))
