@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.Column("keep_alive", sa.Boolean(), nullable=True),
         sa.Column("always_allowed", sa.JSON(none_as_null=True), server_default=sa.text("'[]'"), nullable=False),
         sa.Column("active_channel_id", sa.Uuid(), nullable=True),
+        sa.Column("branch", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -427,6 +428,16 @@ def upgrade() -> None:
     )
     op.create_index("uq_batch_turns_turn", "batch_turns", ["turn_id"], unique=True)
     op.create_table(
+        "branches",
+        sa.Column("chat_id", sa.Uuid(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("parent", sa.Integer(), nullable=False),
+        sa.Column("fork_seq", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("chat_id", "number"),
+    )
+    op.create_table(
         "budget_spending",
         sa.Column("budget_id", sa.Uuid(), nullable=False),
         sa.Column("counted_for", sa.Uuid(), nullable=False),
@@ -441,11 +452,13 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("seq", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("chat_id", sa.Uuid(), nullable=False),
+        sa.Column("branch", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("turn_id", sa.Uuid(), nullable=True),
         sa.Column("step", sa.Integer(), nullable=True),
         sa.Column("role", sa.String(length=16), nullable=False),
         sa.Column("content", sa.Text(), nullable=True),
         sa.Column("parts", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("passed", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("tool_calls", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("tool_call_id", sa.Text(), nullable=True),
         sa.Column("name", sa.Text(), nullable=True),
@@ -459,8 +472,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index("ix_messages_chat", "messages", ["chat_id", "seq"], unique=False)
     op.create_index("ix_messages_created", "messages", ["created_at", "seq"], unique=False)
+    op.create_index("ix_messages_path", "messages", ["chat_id", "branch", "seq"], unique=False)
     op.create_index(
         "uq_messages_answer",
         "messages",
@@ -575,6 +588,8 @@ def upgrade() -> None:
         "turns",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("chat_id", sa.Uuid(), nullable=False),
+        sa.Column("branch", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("message_id", sa.Uuid(), nullable=False),
         sa.Column("user_id", sa.Uuid(), nullable=False),
         sa.Column("api_key_id", sa.Uuid(), nullable=True),
         sa.Column("owner_ids", sa.ARRAY(sa.Uuid()), server_default=sa.text("'{}'"), nullable=False),
@@ -803,10 +818,11 @@ def downgrade() -> None:
     op.drop_table("openai_responses")
     op.drop_index("uq_messages_result", table_name="messages", postgresql_where=sa.text("role = 'tool'"))
     op.drop_index("uq_messages_answer", table_name="messages", postgresql_where=sa.text("role = 'assistant'"))
+    op.drop_index("ix_messages_path", table_name="messages")
     op.drop_index("ix_messages_created", table_name="messages")
-    op.drop_index("ix_messages_chat", table_name="messages")
     op.drop_table("messages")
     op.drop_table("budget_spending")
+    op.drop_table("branches")
     op.drop_index("uq_batch_turns_turn", table_name="batch_turns")
     op.drop_index("ix_batch_turns_open", table_name="batch_turns", postgresql_where=sa.text("ended IS NULL"))
     op.drop_table("batch_turns")

@@ -13,7 +13,9 @@ from sinas_server.admin.workers import workers_router
 from sinas_server.agents import routes as agents
 from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
+from sinas_server.chats.again import again_router
 from sinas_server.chats.approvals import approvals_router
+from sinas_server.chats.branches import branches_router
 from sinas_server.chats.chat import CHATS
 from sinas_server.chats.chat_batches import CHAT_BATCH_LOOP, CHAT_MEMBERS, chat_batches_router
 from sinas_server.chats.delegate import AgentTools
@@ -102,6 +104,8 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     skills.runtime_router,
     agents.runtime_router,
     chats_router,
+    again_router,
+    branches_router,
     chat_batches_router,
     pending_input_router,
     approvals_router,

@@ -294,6 +294,25 @@ async def test_what_a_called_agent_asks_is_asked_in_the_chat_of_its_caller(
     assert len(tools.ran) == 1
 
 
+async def test_another_answer_stops_the_called_agent_that_waits(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    chat_id, events = await careful(user, declare, "Buy it")
+    [asked] = named(events, "approval_required")
+    said = (await get_chat(user, chat_id))["messages"][0]["id"]
+    answer = await user.http.post(f"/chats/{chat_id}/messages/{said}/regenerate", timeout=60)
+    assert (answer.status_code, answer.json()["status"]) == (200, "input_required")
+    first, second = [await get_chat(user, child["id"]) for child in reversed(await children(user, chat_id))]
+    assert (first["last_turn"]["status"], second["last_turn"]["status"]) == ("CANCELLED", "SUSPENDED")
+    late = await user.http.post(f"/chats/{chat_id}/approve-tool/{asked['tool_call_id']}", json={"approved": True})
+    assert late.status_code == 404
+    assert [call["chat_id"] for call in (await user.http.get("/approvals")).json()] == [second["id"]]
+    await decide(user, chat_id, answer.json()["pending_approvals"][0]["tool_call_id"])
+    went_on = (await get_chat(user, chat_id))["last_turn"]["channel_id"]
+    assert text_of(await reread(user, chat_id, went_on)) == "It says: Bought."
+    assert len(tools.ran) == 1
+
+
 async def test_a_decision_in_the_childs_own_chat_lets_both_go_on(
     user: Person, declare: Declare, worker: None, tools: CountingTools
 ) -> None:

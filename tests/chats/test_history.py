@@ -1,23 +1,18 @@
 """What of a long conversation the model is given: never a call without its results."""
 
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sinas_server.chats.history import Said, whole
 
-TURN = uuid4()
 
-
-def said(roles: str, turns: dict[int, UUID] | None = None) -> list[Said]:
+def said(roles: str) -> list[Said]:
     """Messages by their first letters: `u`ser, `a`ssistant, `t`ool."""
     names = {"u": "user", "a": "assistant", "t": "tool"}
-    return [
-        Said(n, (turns or {}).get(n, TURN), names[role], role, None, None, None, None, None)
-        for n, role in enumerate(roles)
-    ]
+    return [Said(n, UUID(int=n), names[role], role, None, None, None, None, None) for n, role in enumerate(roles)]
 
 
 def kept(roles: str, most: int) -> list[int]:
-    return [row.seq for row in whole(said(roles), TURN, most)]
+    return [row.seq for row in whole(said(roles), UUID(int=0), most)]
 
 
 def test_a_short_history_is_whole() -> None:
@@ -32,12 +27,6 @@ def test_it_begins_with_what_a_user_said() -> None:
 def test_a_turn_longer_than_the_limit_keeps_its_question_and_its_last_steps() -> None:
     rows = said("uattattatta")
     given = [rows[0], *rows[-4:]]  # as read: the question, and the newest four
-    assert [row.seq for row in whole(given, TURN, 4)] == [0, 7, 10] or [row.seq for row in whole(given, TURN, 4)] == [
-        0,
-        7,
-        8,
-        9,
-        10,
-    ]
+    assert [row.seq for row in whole(given, rows[0].id, 4)] == [0, 7, 8, 9, 10]
     given = [rows[0], *rows[-3:]]
-    assert [row.seq for row in whole(given, TURN, 3)] == [0, 10]
+    assert [row.seq for row in whole(given, rows[0].id, 3)] == [0, 10]

@@ -91,6 +91,24 @@ async def test_the_model_hears_what_they_made_of_it_and_media_stay(
     assert "iVBORw0KGgo=" in heard
 
 
+async def test_another_answer_asks_them_again_only_about_what_did_not_pass(
+    user: Person, declare: Declare, hook: Hook, worker: None, functions: None, runtime: Runtime
+) -> None:
+    more = await hook("more", "{'content': message['content'] + '!'}")
+    stop = await hook("stop", "{'block': 'bad' in message['content'], 'reply': 'Not here.'}")
+    hooks = {"on_user_message": [more, stop], "on_assistant_message": [more]}
+    chat_id = await open_chat(user, await declare("plain", default="Noted.", hooks=hooks))
+    await stream(user, chat_id, "good")
+    path = f"/chats/{chat_id}/messages"
+    said = (await user.http.get(path)).json()[0]["id"]
+    assert (await user.http.post(f"{path}/{said}/regenerate", timeout=60)).json()["content"] == "Noted.!"
+    assert await contents(user, chat_id) == ["good!", "Noted.!"]
+    assert await ran(runtime) == ["more", "stop", "more", "more"]
+    edited = (await user.http.post(f"{path}/{said}/edit", json={"content": "bad"}, timeout=60)).json()
+    blocked = (await user.http.post(f"{path}/{edited['id']}/regenerate", timeout=60)).json()
+    assert (edited["content"], blocked["content"]) == ("Not here.", "Not here.")
+
+
 async def test_one_that_blocks_answers_instead(
     user: Person, declare: Declare, hook: Hook, worker: None, functions: None, runtime: Runtime
 ) -> None:

@@ -103,6 +103,17 @@ class Objects:
         said = await self._post(self.owner, url, {"content": content})
         return {"chat_id": made["id"], "channel_id": said["channel_id"]}
 
+    async def said(self) -> Places:
+        """What a chat's user said."""
+        places = await self.chat()
+        messages = (await self.owner.http.get(f"/chats/{places['chat_id']}/messages")).json()
+        return {**places, "message_id": messages[0]["id"]}
+
+    async def stopped_chat(self) -> Places:
+        places = await self.chat("danger")
+        await self._post(self.owner, f"/chats/{places['chat_id']}/stop", {})
+        return places
+
     async def waiting_chat(self) -> Places:
         places = await self.chat("danger")
         chat = (await self.owner.http.get(f"/chats/{places['chat_id']}")).json()
@@ -221,6 +232,8 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/llm-providers/{", Objects.provider),
     ("/approve-tool/|/approvals/{", Objects.waiting_chat),
     ("/pending-input/", Objects.asking_chat),
+    ("/messages/{", Objects.said),
+    ("/chats/{chat_id}/retry", Objects.stopped_chat),
     ("/chats/{", Objects.chat),
     ("/(executions|jobs)/.*/cancel$", Objects.queued_execution),
     ("/dlq/{", Objects.dead_letter),
@@ -285,6 +298,9 @@ BODIES: dict[str, Body] = {
     "chats_update": lambda make, at: {"title": "other"},
     "chats_send": lambda make, at: {"content": "hello"},
     "chats_stream": lambda make, at: {"content": "hello"},
+    "chats_edit": lambda make, at: {"content": "hello"},
+    "chats_edit_stream": lambda make, at: {"content": "hello"},
+    "branches_choose": lambda make, at: {"branch": 0},
     "chats_approve": lambda make, at: {"approved": False},
     "approvals_decide": lambda make, at: {"approved": False},
     "pending_input_answer": lambda make, at: {"answer": "so"},

@@ -87,7 +87,8 @@ async def _inside(runtime: Runtime, app: FastAPI, caller: Person, owner: Person,
 
 async def _statuses(inside: Inside) -> dict[str, int]:
     """What the code gets of its caller's, of its owner's, and of what it makes in its caller's name."""
-    chat = (await inside.objects.chat())["chat_id"]
+    said = await inside.objects.said()
+    chat = said["chat_id"]
     agent = inside.objects.agents[0]["name"]
     theirs = await Objects(inside.objects.runtime, inside.objects.admin, inside.owner, inside.owner).function()
     function = await inside.objects.function()
@@ -102,6 +103,7 @@ async def _statuses(inside: Inside) -> dict[str, int]:
         "list its caller's chats": ("GET", "/chats", None),
         "talk in its caller's chat": ("POST", f"/chats/{chat}/messages", {"content": "hello"}),
         "stream in its caller's chat": ("POST", f"/chats/{chat}/messages/stream", {"content": "hello"}),
+        "have its caller answered again": ("POST", f"/chats/{chat}/messages/{said['message_id']}/regenerate", None),
         "go on with its caller's session": ("POST", f"/agents/default/{agent}/invoke", body),
         "ask an agent": ("POST", f"/agents/default/{agent}/invoke", {"message": "hello"}),
         "read its caller's execution": ("GET", f"/executions/{execution}", None),
@@ -131,6 +133,7 @@ async def test_code_of_another_user_cannot_use_what_is_its_callers(
         "list its caller's chats": 403,
         "talk in its caller's chat": 404,
         "stream in its caller's chat": 404,
+        "have its caller answered again": 404,
         "go on with its caller's session": 403,
         "ask an agent": 200,
         "read its caller's execution": 403,
@@ -151,6 +154,7 @@ async def test_code_of_an_administrator_works_for_its_caller(
         "list its caller's chats": 200,
         "talk in its caller's chat": 200,
         "stream in its caller's chat": 200,
+        "have its caller answered again": 200,
         "go on with its caller's session": 200,
         "ask an agent": 200,
         "read its caller's execution": 200,

@@ -52,7 +52,12 @@ async def close(db: Db, runtime: Runtime, turn: TurnRow, segment: Segment, endin
         values = {"role": "assistant", "content": content(partial), "runs": stored_runs(partial)}
         await db.execute(
             insert(MessageRow).values(
-                chat_id=turn.chat_id, turn_id=turn.id, step=turn.step, stream_offset=offset, **values
+                chat_id=turn.chat_id,
+                branch=turn.branch,
+                turn_id=turn.id,
+                step=turn.step,
+                stream_offset=offset,
+                **values,
             )
         )
         segment = segment.with_answer(Answer(turn.step, partial, offset))

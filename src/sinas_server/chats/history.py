@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import cast
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import Integer, Uuid, and_, bindparam, or_, select
+from sqlalchemy import Integer, Uuid, bindparam, func, select
 
 from sinas_server.backends.llm import AssistantMessage, Message, ToolCall, ToolMessage, UserMessage
 from sinas_server.chats.content import for_model
-from sinas_server.chats.tables import MessageRow
+from sinas_server.chats.path import newest_of
+from sinas_server.chats.tables import MessageRow, TurnRow
 from sinas_server.kernel.unit import Database
 
 
@@ -19,7 +21,7 @@ class Said:
     """A message as history needs it."""
 
     seq: int
-    turn_id: UUID | None
+    id: UUID
     role: str
     content: str | None
     parts: list[JsonValue] | None
@@ -29,41 +31,35 @@ class Said:
     native: JsonValue
 
 
-_CHAT_ID, _TURN_ID = bindparam("of_chat", type_=Uuid), bindparam("of_turn", type_=Uuid)
-_NEWEST = (
-    select(MessageRow.seq)
-    .where(MessageRow.chat_id == _CHAT_ID)
-    .order_by(MessageRow.seq.desc())
-    .limit(bindparam("most", type_=Integer))
+_COLUMNS = [field.name for field in fields(Said)]
+_CHAT_ID = bindparam("of_chat", type_=Uuid)
+_BRANCH, _MOST = bindparam("of_branch", type_=Integer), bindparam("most", type_=Integer)
+_NEWEST = newest_of(_CHAT_ID, _BRANCH, _MOST).cte("newest")
+_ASKED = select(*(MessageRow.__table__.columns[name] for name in _COLUMNS)).where(
+    MessageRow.id == bindparam("asked", type_=Uuid),
+    MessageRow.seq < select(func.min(_NEWEST.c.seq)).scalar_subquery(),
 )
-_HISTORY = (
-    select(*(MessageRow.__table__.columns[field.name] for field in fields(Said)))
-    .where(
-        MessageRow.chat_id == _CHAT_ID,
-        or_(MessageRow.seq.in_(_NEWEST), and_(MessageRow.turn_id == _TURN_ID, MessageRow.role == "user")),
-    )
-    .order_by(MessageRow.seq)
-)
+_HISTORY = select(*(_NEWEST.c[name] for name in _COLUMNS)).union_all(_ASKED)
 
 
-async def read_history(database: Database, chat_id: UUID, turn_id: UUID, most: int) -> list[Message]:
-    """The newest `most` messages of a chat that make sense without those before them, and what this turn answers."""
-    rows = await database.lookup(_HISTORY, {"of_chat": chat_id, "of_turn": turn_id, "most": most})
-    return [_message(said) for said in whole([Said(*row) for row in rows], turn_id, most)]
+async def read_history(database: Database, turn: TurnRow, most: int) -> list[Message]:
+    """The newest `most` messages on the way to a turn that make sense without those before, and what it answers."""
+    values = {"of_chat": turn.chat_id, "of_branch": turn.branch, "asked": turn.message_id, "most": most}
+    rows = sorted((Said(*row) for row in await database.lookup(_HISTORY, values)), key=attrgetter("seq"))
+    return [_message(said) for said in whole(rows, turn.message_id, most)]
 
 
-def whole(rows: Sequence[Said], turn_id: UUID, most: int) -> list[Said]:
-    """The rows from the first user message among the newest `most` on; failing that the turn's own and its last steps.
+def whole(rows: Sequence[Said], asked: UUID, most: int) -> list[Said]:
+    """The rows from the first user message among the newest `most` on; failing that the one asked, and the last steps.
 
-    `rows`: the newest `most` messages, before them perhaps the user message of the turn.
+    `rows`: the newest `most` messages, before them perhaps the one that the turn answers, whose id is `asked`.
     """
     newest = list(rows[-most:])
     first = next((i for i, row in enumerate(newest) if row.role == "user"), None)
     if first is not None:
         return newest[first:]
-    asked = [row for row in rows if row.role == "user" and row.turn_id == turn_id]
     start = next((i for i, row in enumerate(newest) if row.role != "tool"), len(newest))
-    return asked + newest[start:]
+    return [row for row in rows if row.id == asked] + newest[start:]
 
 
 def _message(said: Said) -> Message:

@@ -214,14 +214,14 @@ class Journal:
         await self._change(db, call, {"asked_at": asked.asked_at, "wait_until": asked.wait_until})
         return asked
 
-    async def heard(self, content: str | None, parts: list[JsonValue] | None) -> None:
-        """Keep what hooks made of what the user said."""
+    async def passed(self, content: str | None, parts: list[JsonValue] | None) -> None:
+        """Keep what hooks made of what the user said, and that they let it pass."""
         async with self.runtime.database.unit() as db:
             await self._still_ours(db)
             await db.execute(
                 update(MessageRow)
-                .where(MessageRow.turn_id == self.turn.id, MessageRow.role == "user")
-                .values(content=content, parts=parts),
+                .where(MessageRow.id == self.turn.message_id)
+                .values(content=content, parts=parts, passed=True),
                 execution_options={"synchronize_session": False},
             )
 
@@ -326,6 +326,7 @@ class Journal:
     def _message(self, told: Told, calls: Sequence[Call]) -> dict[str, object]:
         return {
             "chat_id": self.turn.chat_id,
+            "branch": self.turn.branch,
             "turn_id": self.turn.id,
             "step": self.step,
             "role": "assistant",

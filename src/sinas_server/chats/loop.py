@@ -167,14 +167,18 @@ class AgentLoop:
 
     async def _blocked(self, prepared: Prepared) -> bool:
         """Have hooks see what the user said; whether one of them answered instead of the model."""
-        said, parts = await read_said(self.runtime.database.read, self.turn.id)
-        before = text_in(said, parts)
+        said = await read_said(self.runtime.database.read, self.turn.message_id)
+        if said.passed:
+            return False
+        content, parts = said.content, said.parts
+        before = text_in(content, parts)
         outcome = await prepared.hooks.on_user(before)
         if outcome.blocked:
             await self._say_last(Told.instead(outcome.content))
             return True
         if outcome.content != before:
-            await self.journal.heard(*with_text(parts, outcome.content))
+            content, parts = with_text(parts, outcome.content)
+        await self.journal.passed(content, parts)
         return False
 
     async def _conclude(self, prepared: Prepared, told: Told) -> None:
@@ -201,9 +205,7 @@ class AgentLoop:
     async def _ask(self, prepared: Prepared) -> Told:
         """The model's next answer, sent to the readers as it comes."""
         settings = self.runtime.settings
-        history = await read_history(
-            self.runtime.database, self.turn.chat_id, self.turn.id, settings.max_history_messages
-        )
+        history = await read_history(self.runtime.database, self.turn, settings.max_history_messages)
         self.speech = speech = Speech(self.channel, self.journal.step, self.turn.attempt)
         answer, call = await self._heard(prepared, history, speech)
         if self.turn.structured and not answer.tool_calls:

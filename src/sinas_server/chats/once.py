@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Annotated
+from uuid import UUID
 
 import orjson
 from fastapi import Header
@@ -11,10 +13,12 @@ from pydantic import JsonValue
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
+from sinas_server.chats.chat import own_chat
 from sinas_server.chats.start import Started
-from sinas_server.chats.tables import TurnKeyRow
+from sinas_server.chats.tables import ChatRow, TurnKeyRow
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError
+from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 
 KEPT = timedelta(hours=24)
@@ -26,6 +30,10 @@ IdempotencyKey = Annotated[
         description="The same key with the same body within 24 hours gives the turn of the first time.",
     ),
 ]
+
+
+Begin = Callable[[Db, ChatRow], Awaitable[Started]]
+"""Begins a turn in a chat, which is locked."""
 
 
 class KeyUsedError(ConflictError):
@@ -57,3 +65,13 @@ async def start_once(
     row.chat_id, row.turn_id, row.channel_id = started.chat_id, started.turn_id, started.channel_id
     await db.flush()
     return started, False
+
+
+async def begin_in(
+    runtime: Runtime, caller: Caller, chat_id: UUID, key: str | None, asked: JsonValue, begin: Begin
+) -> tuple[Started, bool]:
+    """A turn in a chat of the caller, and whether it was begun before with the same key. Raises 404."""
+    async with runtime.database.unit() as db:
+        chat = await own_chat(db, caller, chat_id)
+        start = partial(begin, db, chat)
+        return (await start(), False) if key is None else await start_once(db, caller, key, asked, start)

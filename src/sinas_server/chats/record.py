@@ -129,17 +129,22 @@ def ended(status: Status) -> dict[str, object]:
     return {"status": status, "finished_at": func.now(), "lease_until": None, "draft": None}
 
 
-async def read_said(read: Read, turn_id: UUID) -> tuple[str | None, list[JsonValue] | None]:
-    """What the user said that a turn answers: text, or parts."""
-    query = select(MessageRow.content, MessageRow.parts).where(MessageRow.turn_id == turn_id, MessageRow.role == "user")
-    rows = await read(query)
-    return (rows[0].content, rows[0].parts) if rows else (None, None)
+async def read_said(read: Read, message_id: UUID) -> MessageRow:
+    """A message; an empty one if it is gone with its chat."""
+    rows = await read(select(*MessageRow.__table__.columns).where(MessageRow.id == message_id))
+    return MessageRow(**rows[0]._asdict()) if rows else MessageRow()
 
 
 async def read_calls(read: Read, turn_id: UUID, step: int) -> list[Call]:
     """The calls of a step as they are now."""
     query = select(*ToolCallRow.__table__.columns).where(ToolCallRow.turn_id == turn_id, ToolCallRow.step == step)
     return [as_call(row) for row in await read(query)]
+
+
+async def last_turn(db: Db, chat: ChatRow) -> TurnRow | None:
+    """The newest turn on a chat's branch."""
+    here = select(TurnRow).where(TurnRow.chat_id == chat.id, TurnRow.branch == chat.branch)
+    return await db.scalar(here.order_by(TurnRow.created_at.desc()).limit(1))
 
 
 async def locked_turn(db: Db, turn_id: UUID) -> TurnRow | None:
@@ -161,6 +166,7 @@ async def add_results(db: Db, turn: TurnRow, step: int, calls: Sequence[Call]) -
     rows = [
         {
             "chat_id": turn.chat_id,
+            "branch": turn.branch,
             "turn_id": turn.id,
             "step": step,
             "role": "tool",

@@ -1,7 +1,6 @@
 """Chats over HTTP: managing them, talking in them, and following what an agent does."""
 
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -22,23 +21,24 @@ from sinas_server.chats.chat import (
     create_chat,
     find_chat,
     list_chats,
-    own_chat,
 )
 from sinas_server.chats.ending import abandon_chats
 from sinas_server.chats.follow import deleted, follow, journaled, replay
+from sinas_server.chats.fork import known_branch, said_in
 from sinas_server.chats.live import topic
-from sinas_server.chats.once import IdempotencyKey, start_once
+from sinas_server.chats.once import IdempotencyKey, begin_in
+from sinas_server.chats.record import last_turn
 from sinas_server.chats.send import answered, finished
 from sinas_server.chats.start import Started, start_now, start_turn
-from sinas_server.chats.tables import ChannelRow, ChatRow, MessageRow, TurnRow
+from sinas_server.chats.tables import ChannelRow, ChatRow
 from sinas_server.chats.views import (
     AgentChatCreateRequest,
     AgentName,
     ApprovalResponse,
+    BranchMessageResponse,
     ChatResponse,
     ChatUpdate,
     ChatWithMessages,
-    MessageResponse,
     MessageSendRequest,
     Namespace,
     PendingApprovalResponse,
@@ -49,7 +49,7 @@ from sinas_server.chats.views import (
 )
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, InvalidError, NotFoundError
-from sinas_server.kernel.http import CurrentCaller, CurrentDb, Run, new_router
+from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
 
@@ -95,24 +95,24 @@ async def _list(
 
 async def _get(chat_id: ChatId, db: CurrentDb, caller: CurrentCaller) -> ChatWithMessages:
     chat = await find_chat(db, caller, chat_id, "read")
-    last = await db.scalar(
-        select(TurnRow).where(TurnRow.chat_id == chat.id).order_by(TurnRow.created_at.desc()).limit(1)
-    )
+    last = await last_turn(db, chat)
     return ChatWithMessages(
         **ChatResponse.of(chat).model_dump(),
-        messages=await _said(db, chat.id),
+        messages=await said_in(db, chat, chat.branch),
         pending_approvals=[PendingApprovalResponse.of(call) for call in await asked_in(db, chat.id, APPROVALS)],
         last_turn=None if last is None else TurnResponse.of(last),
     )
 
 
-async def _said(db: Db, chat_id: UUID) -> list[MessageResponse]:
-    rows = await db.scalars(select(MessageRow).where(MessageRow.chat_id == chat_id).order_by(MessageRow.seq))
-    return [MessageResponse.of(row) for row in rows]
+BranchNumber = Annotated[int | None, Query(ge=0, le=MAX_INT, description="Another branch than the active one.")]
 
 
-async def _messages(chat_id: ChatId, db: CurrentDb, caller: CurrentCaller) -> list[MessageResponse]:
-    return await _said(db, (await find_chat(db, caller, chat_id, "read")).id)
+async def _messages(
+    chat_id: ChatId, db: CurrentDb, caller: CurrentCaller, branch: BranchNumber = None
+) -> list[BranchMessageResponse]:
+    """Those of the active branch, or of another one, which stays as active as it is."""
+    chat = await find_chat(db, caller, chat_id, "read")
+    return await said_in(db, chat, chat.branch if branch is None else await known_branch(db, chat, branch))
 
 
 async def _update(chat_id: ChatId, body: ChatUpdate, db: CurrentDb, caller: CurrentCaller) -> ChatResponse:
@@ -168,11 +168,12 @@ async def _start(
     thinking = body.include_thinking
     if key is None:
         return await start_now(runtime, caller, chat_id, body.content, include_thinking=thinking), False
-    async with runtime.database.unit() as db:
-        chat = await own_chat(db, caller, chat_id)
-        asked: JsonValue = {"chat_id": str(chat_id), "body": body.model_dump(mode="json")}
-        start = partial(start_turn, db, runtime, caller, chat, body.content, include_thinking=thinking)
-        return await start_once(db, caller, key, asked, start)
+
+    async def begin(db: Db, chat: ChatRow) -> Started:
+        return await start_turn(db, runtime, caller, chat, body.content, include_thinking=thinking)
+
+    asked: JsonValue = {"chat_id": str(chat_id), "body": body.model_dump(mode="json")}
+    return await begin_in(runtime, caller, chat_id, key, asked, begin)
 
 
 async def _stream(
@@ -183,7 +184,11 @@ async def _stream(
     idempotency_key: IdempotencyKey = None,
 ) -> StreamingResponse:
     """If the connection breaks, the turn goes on: read on at `/chats/{chat_id}/stream/{channel_id}`."""
-    started, again = await _start(chat_id, body, runtime, caller, idempotency_key)
+    return await streamed(runtime, *await _start(chat_id, body, runtime, caller, idempotency_key))
+
+
+async def streamed(runtime: Runtime, started: Started, again: bool) -> StreamingResponse:
+    """The events of a turn; `again`: it was begun before, and may have ended."""
     ended = await journaled(runtime, started.channel_id) if again else None
     blocks = follow(runtime, started.channel_id, START) if ended is None else replay(ended, START)
     return _events(blocks, started.chat_id, started.channel_id)

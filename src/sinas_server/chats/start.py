@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 from uuid import UUID, uuid4
 
@@ -50,11 +50,17 @@ async def start_turn(
     db: Db, runtime: Runtime, caller: Caller, chat: ChatRow, content: Content, *, include_thinking: bool = False
 ) -> Started:
     """Have the agent answer a message. `chat`: locked by this transaction. Raises 404, 403, or 409 for a busy chat."""
+    return await start_said(db, runtime, caller, chat, Said(content, include_thinking))
+
+
+async def start_said(db: Db, runtime: Runtime, caller: Caller, chat: ChatRow, said: "Said") -> Started:
+    """Like `start_turn`, also for what was said before: then what follows it on the chat's branch is a new answer."""
     agent = await usable_agent(db, caller, chat)
     await check_budgets(runtime, _payer(caller, agent))
     await _end_waiting(db, runtime, chat)
-    values = _values(runtime, caller, chat, agent, Said(content, include_thinking))
-    if (await (await db.connection()).execute(_START, values)).first() is None:
+    values = _values(runtime, caller, chat, agent, said)
+    statement = _START_AGAIN if said.content is None else _START
+    if (await (await db.connection()).execute(statement, values)).first() is None:
         raise ConflictError(BUSY)
     db.after_commit(lambda: wake(runtime, QUEUE, caller.depth))
     return _started(values)
@@ -104,9 +110,11 @@ class ByCall:
 class Said:
     """What the user says, or an agent on his behalf."""
 
-    content: Content
+    content: Content | None
+    """None for what was said before, as the message of this id."""
     include_thinking: bool = False
     by: ByCall | None = None
+    message_id: UUID = field(default_factory=uuid4)
 
 
 async def start_child(
@@ -121,7 +129,7 @@ def _values(
     runtime: Runtime, caller: Caller, chat: ChatRow, agent: Resource[AgentSpec], said: Said
 ) -> dict[str, object]:
     """The parameters of `_START`."""
-    text, parts = stored(said.content)
+    text, parts = (None, None) if said.content is None else stored(said.content)
     by = said.by
     call = by.identity if by else None
     ids = ChildIds.of(call.turn_id, call.step, call.index) if call else None
@@ -142,6 +150,7 @@ def _values(
         "new_structured": bool(agent.spec.output_schema),
         "new_include_thinking": said.include_thinking,
         "new_timeout": float(chat.job_timeout or agent.spec.default_job_timeout or runtime.settings.agent_job_timeout),
+        "new_message_id": said.message_id,
         "new_content": text,
         "new_parts": parts,
     }
@@ -153,40 +162,45 @@ def _started(values: Mapping[str, object]) -> Started:
     )
 
 
-def _starting() -> Executable:
-    """Marks the chat as busy and inserts turn, channel and message; gives nothing if the chat is busy or gone."""
+def _starting(*, says: bool) -> Executable:
+    """Marks the chat as busy and inserts turn, channel and, if something new is said, the message.
+
+    Gives nothing if the chat is busy or gone.
+    """
     at = func.clock_timestamp()
     chat, turn, said = ChatRow.__table__.columns, TurnRow.__table__.columns, MessageRow.__table__.columns
     of_user = ("user_id", "api_key_id", "owner_ids", "via", "depth", "structured", "include_thinking", "timeout")
-    of_turn = ("id", "channel_id", *of_user, "parent_turn_id", "parent_step", "parent_index")
+    of_turn = ("id", "channel_id", "message_id", *of_user, "parent_turn_id", "parent_step", "parent_index")
     new: dict[str, ColumnElement[object]] = {name: bindparam(f"new_{name}", type_=turn[name].type) for name in of_turn}
     new["run_at"] = func.coalesce(bindparam("new_run_at", type_=turn["run_at"].type), func.now())
     free = (
         update(ChatRow)
         .where(ChatRow.id == bindparam("new_chat_id", type_=chat["id"].type), ChatRow.active_channel_id.is_(None))
         .values(active_channel_id=new["channel_id"], updated_at=at, last_message_at=at)
-        .returning(ChatRow.id)
+        .returning(ChatRow.id, ChatRow.branch)
         .cte("free")
     )
-    turns = insert(TurnRow).from_select(["chat_id", *new], select(free.c.id, *new.values())).cte("turns")
+    turns = insert(TurnRow).from_select(["chat_id", "branch", *new], select(free, *new.values())).cte("turns")
     channels = (
         insert(ChannelRow)
         .from_select(["chat_id", "id", "turn_id"], select(free.c.id, new["channel_id"], new["id"]))
         .cte("channels")
     )
+    if not says:
+        return select(free.c.id).add_cte(turns, channels)
     text, parts = (bindparam(f"new_{name}", type_=said[name].type) for name in ("content", "parts"))
     messages = (
         insert(MessageRow)
         .from_select(
-            ["chat_id", "turn_id", "role", "content", "parts"],
-            select(free.c.id, new["id"], literal_column("'user'"), text, parts),
+            ["chat_id", "branch", "id", "turn_id", "role", "content", "parts"],
+            select(free, new["message_id"], new["id"], literal_column("'user'"), text, parts),
         )
         .cte("messages")
     )
     return select(free.c.id).add_cte(turns, channels, messages)
 
 
-_START = _starting()
+_START, _START_AGAIN = _starting(says=True), _starting(says=False)
 
 
 async def _end_waiting(db: Db, runtime: Runtime, chat: ChatRow) -> None:

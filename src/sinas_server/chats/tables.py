@@ -5,7 +5,19 @@ from enum import StrEnum
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import ARRAY, JSON, BigInteger, ForeignKey, Identity, Index, String, UniqueConstraint, Uuid, func, text
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Identity,
+    Index,
+    String,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sinas_server.kernel.tables import Base, Leased, queue_index
@@ -76,10 +88,26 @@ class ChatRow(Base):
     always_allowed: Mapped[list[str]] = mapped_column(JSON(none_as_null=True), server_default=text("'[]'"))
     """Tools (`toolset:target`) the user has approved once and for all in this chat."""
     active_channel_id: Mapped[UUID | None]
+    branch: Mapped[int] = mapped_column(server_default=text("0"))
+    """The branch that is shown and goes on; an open turn is on it."""
     expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_message_at: Mapped[datetime | None]
+
+
+class BranchRow(Base):
+    """What was said after a message, beside what had followed it before. The first branch, 0, has no such row."""
+
+    __tablename__ = "branches"
+
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    parent: Mapped[int]
+    """The branch of the message it follows."""
+    fork_seq: Mapped[int] = mapped_column(BigInteger)
+    """The `seq` of that message; 0 where it begins the conversation anew."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class TurnRow(Leased, Base):
@@ -107,6 +135,10 @@ class TurnRow(Leased, Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    branch: Mapped[int] = mapped_column(server_default=text("0"))
+    """Where what is said in it belongs."""
+    message_id: Mapped[UUID]
+    """What the user said that it answers; other turns may answer it too."""
 
     # For whom: the principal whose rights of the moment count.
     user_id: Mapped[UUID]
@@ -148,7 +180,7 @@ class MessageRow(Base):
 
     __tablename__ = "messages"
     __table_args__ = (
-        Index("ix_messages_chat", "chat_id", "seq"),
+        Index("ix_messages_path", "chat_id", "branch", "seq"),
         Index("ix_messages_created", "created_at", "seq"),
         Index("uq_messages_answer", "turn_id", "step", unique=True, postgresql_where=text("role = 'assistant'")),
         Index("uq_messages_result", "turn_id", "tool_call_id", unique=True, postgresql_where=text("role = 'tool'")),
@@ -157,12 +189,16 @@ class MessageRow(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     seq: Mapped[int] = mapped_column(BigInteger, Identity())
     chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    branch: Mapped[int] = mapped_column(server_default=text("0"))
+    """A branch holds what was said since it began; what was said before is on those it comes from."""
     turn_id: Mapped[UUID | None]
     step: Mapped[int | None]
     role: Mapped[str] = mapped_column(String(16))
     content: Mapped[str | None]
     parts: Mapped[list[JsonValue] | None] = mapped_column(JSON(none_as_null=True))
     """Multimodal content, as the client sent it; `content` is then empty."""
+    passed: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether the agent's hooks have seen what the user said and let it pass; later turns do not ask them again."""
     tool_calls: Mapped[list[JsonValue] | None] = mapped_column(JSON(none_as_null=True))
     tool_call_id: Mapped[str | None]
     name: Mapped[str | None]

@@ -85,6 +85,7 @@ class ChatResponse(_Answer):
     expires_at: datetime | None = Field(default=None, description="When it will be deleted.")
     keep_alive: bool | None = Field(default=None, description="Kept for clients.")
     active_channel_id: str | None = Field(default=None, description="The channel of the turn that is running.")
+    branch: int = Field(default=0, description="The active branch: the one that is shown and goes on.")
     created_at: datetime = Field(description="When it was created.")
     updated_at: datetime = Field(description="When something last happened in it.")
     last_message_at: datetime | None = Field(default=None, description="When something was last said.")
@@ -112,6 +113,7 @@ class MessageResponse(_Answer):
     tool_call_id: str | None = Field(description="The call that a tool's message answers.")
     name: str | None = Field(description="The tool.")
     created_at: datetime = Field(description="When it was said.")
+    branch: int = Field(default=0, description="The branch that begins with it or with a message before it.")
 
     @classmethod
     def of(cls, row: MessageRow) -> "MessageResponse":
@@ -121,8 +123,17 @@ class MessageResponse(_Answer):
 
 def message_fields(row: MessageRow) -> dict[str, object]:
     """The fields of a message."""
-    names = ("id", "chat_id", "role", "tool_calls", "tool_call_id", "name", "created_at")
+    names = ("id", "chat_id", "role", "tool_calls", "tool_call_id", "name", "created_at", "branch")
     return {**{name: getattr(row, name) for name in names}, "content": shown(row.content, row.parts)}
+
+
+class BranchMessageResponse(MessageResponse):
+    """A message and its place among the branches."""
+
+    parent_message_id: UUID | None = Field(default=None, description="The message it follows.")
+    sibling_ids: list[UUID] = Field(
+        default=[], description="What follows that message, here and on other branches, the oldest first; else nothing."
+    )
 
 
 class PendingApprovalResponse(_Answer):
@@ -179,7 +190,7 @@ class TurnResponse(_Answer):
 class ChatWithMessages(ChatResponse):
     """A chat and everything in it."""
 
-    messages: list[MessageResponse] = Field(description="What was said, the oldest first.")
+    messages: list[BranchMessageResponse] = Field(description="What was said on the active branch, the oldest first.")
     pending_approvals: list[PendingApprovalResponse] = Field(default=[], description="Calls that wait for a decision.")
     last_turn: TurnResponse | None = Field(default=None, description="How the last message fared.")
 

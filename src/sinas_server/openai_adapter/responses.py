@@ -11,8 +11,9 @@ from sqlalchemy import ColumnElement, delete, func, insert, literal_column, sele
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.llm import Answer
 from sinas_server.chats.chat import CHATS
+from sinas_server.chats.record import last_turn
 from sinas_server.chats.start import Started
-from sinas_server.chats.tables import TurnRow
+from sinas_server.chats.tables import ChatRow
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import NotFoundError
 from sinas_server.kernel.loop import Loop
@@ -78,12 +79,13 @@ async def _start(
 
 
 async def _is_latest(runtime: Runtime, row: ResponseRow) -> bool:
-    """Whether it was an agent's, and nothing was said in its chat since."""
+    """Whether it was an agent's, and is where its chat goes on."""
     if row.chat_id is None:
         return False
-    query = select(TurnRow.id).where(TurnRow.chat_id == row.chat_id).order_by(TurnRow.created_at.desc()).limit(1)
-    found = await runtime.database.read(query)
-    return bool(found) and found[0].id == row.turn_id
+    async with runtime.database.unit() as db:
+        chat = await db.get(ChatRow, row.chat_id)
+        turn = None if chat is None else await last_turn(db, chat)
+    return turn is not None and turn.id == row.turn_id
 
 
 async def _chain(runtime: Runtime, caller: Caller, response_id: str | None) -> Sequence[ResponseRow]:
