@@ -59,7 +59,8 @@ class Invariants:
         shape = [message["role"] for message in said]
         assert shape == ["user", *(["assistant", *["tool"] * len(calls)] if calls else []), "assistant"], shape
         assert [result["tool_call_id"] for result in results] == [call["id"] for call in calls]
-        spent = self.stack.rows("SELECT step FROM usage WHERE chat_id = %(chat)s ORDER BY step", chat=chat["id"])
+        turn = chat["last_turn"]["id"]
+        spent = self.stack.rows("SELECT step FROM usage WHERE turn_id = %(turn)s ORDER BY step", turn=turn)
         assert [row["step"] for row in spent] == list(range(len(answers))), "each answer is paid once"
         for reader in readers:
             assert reader.end is not None

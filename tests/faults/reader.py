@@ -30,6 +30,10 @@ class Reader:
     chat_id: str
     hop: int = 0
     """After so many events it drops its connection by itself; 0: never."""
+    path: str = "messages/stream"
+    """Where it begins a turn of the chat."""
+    key: str | None = None
+    """Its `Idempotency-Key`: with one it asks again until it is answered."""
     texts: dict[int, str] = field(default_factory=dict)
     """Phase → the text of the answer in it."""
     started: list[str] = field(default_factory=list)
@@ -47,13 +51,17 @@ class Reader:
             try:
                 await self._post(client, content)
             except httpx2.TransportError:
-                if self.channel is None and not (await eventually(self._was_saved, "no database"))[0]:
+                if self.channel is None and (
+                    self.key is not None or not (await eventually(self._was_saved, "no database"))[0]
+                ):
+                    await asyncio.sleep(0.05)
                     return await self.say(content)
         return await self.follow()
 
     async def _post(self, client: httpx2.AsyncClient, content: str) -> None:
-        path = f"/chats/{self.chat_id}/messages/stream"
-        async with client.stream("POST", path, json={"content": content}) as answer:
+        headers = {} if self.key is None else {"Idempotency-Key": self.key}
+        path = f"/chats/{self.chat_id}/{self.path}"
+        async with client.stream("POST", path, json={"content": content}, headers=headers) as answer:
             if answer.status_code == 503:
                 await asyncio.sleep(0.1)
                 raise httpx2.ReadError("not now")
