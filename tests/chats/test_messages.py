@@ -43,8 +43,9 @@ async def test_messages_say_where_they_were_said(user: Person, declare: Declare,
     assert said["chat"] == {"id": chat_id, "title": "Mine", "agent_namespace": "default", "agent_name": "plain"}
     assert said["user"] == {"id": str(user.id), "email": user.email}
     of_chat = (await user.http.get(f"/chats/{chat_id}/messages")).json()
-    shown = [{key: value for key, value in row.items() if key not in ("chat", "user")} for row in found["messages"]]
-    assert shown == of_chat[::-1]
+    for row, message in zip(found["messages"], of_chat[::-1], strict=True):
+        shared = row.keys() - {"chat", "user"}
+        assert {key: row[key] for key in shared} == {key: message[key] for key in shared}
 
 
 async def test_one_sees_what_one_may_read(

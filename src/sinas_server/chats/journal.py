@@ -214,7 +214,7 @@ class Journal:
         await self._change(db, call, {"asked_at": asked.asked_at, "wait_until": asked.wait_until})
         return asked
 
-    async def passed(self, content: str | None, parts: list[JsonValue] | None) -> None:
+    async def heard(self, content: str | None, parts: list[JsonValue] | None) -> None:
         """Keep what hooks made of what the user said, and that they let it pass."""
         async with self.runtime.database.unit() as db:
             await self._still_ours(db)

@@ -178,7 +178,7 @@ class AgentLoop:
             return True
         if outcome.content != before:
             content, parts = with_text(parts, outcome.content)
-        await self.journal.passed(content, parts)
+        await self.journal.heard(content, parts)
         return False
 
     async def _conclude(self, prepared: Prepared, told: Told) -> None:
