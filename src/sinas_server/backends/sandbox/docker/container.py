@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict
@@ -34,12 +35,22 @@ class LeavesThreadsError(Exception):
 
 class _Said(TypedDict, total=False):
     fingerprint: str
+    interpreter: str
     landlock: int
     reason: str
     threads: str
     signal: int | None
     code: int | None
     oom: bool
+
+
+def other_interpreter(found: str) -> str:
+    """Why functions can have no packages in an image with another interpreter, and what to do."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return (
+        f"SANDBOX_IMAGE: its interpreter is {found}, but approved packages are installed for {wire.interpreter()}: "
+        f"build the image with `--build-arg BASE=python:{version}-slim`"
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ class Container:
         self.packages = packages
         self.executions = 0
         self.landlock = 0
+        self.interpreter = ""
         self._engine = engine
         self._id = ""
         self._link: Link | None = None
@@ -154,7 +166,9 @@ class Container:
             raise SpawnError(f"a sandbox container could not be set up: {said['reason']}")
         if said["fingerprint"] != wire.fingerprint():
             raise SpawnError("the sandbox image is of another version of this platform: build it again")
-        self.landlock = said["landlock"]
+        self.landlock, self.interpreter = said["landlock"], said["interpreter"]
+        if furnishing.packages and self.interpreter != wire.interpreter():
+            raise SpawnError(other_interpreter(self.interpreter))
         await self._ready.wait()
 
     def _complaint(self) -> str:

@@ -1,6 +1,9 @@
 """The containers that the platform itself runs in: those of the Compose project of this process."""
 
 import asyncio
+import re
+import socket
+from pathlib import Path
 
 import structlog
 
@@ -15,6 +18,14 @@ PATIENCE_SECONDS = 5.0
 """How long the end of a restart is waited for: what is restarted may be part of the way on which the answer goes."""
 ID_LENGTH = 12
 """Of an id that is a host name."""
+
+
+def own_container() -> str:
+    """The id of the container that this process runs in, as the mounts that engines make tell; else the host's name."""
+    mounts = Path("/proc/self/mountinfo")  # Linux only
+    text = mounts.read_text() if mounts.exists() else ""
+    found = re.search(r"/containers/([0-9a-f]{64})/hostname /etc/hostname ", text)
+    return found.group(1) if found else socket.gethostname()
 
 
 class Deployment:

@@ -6,11 +6,12 @@ import structlog
 
 from sinas_server.backends.sandbox import Level, OnOutput, Outcome, PackageSet, SandboxUnavailable, Stats, Task
 from sinas_server.backends.sandbox.config import SandboxConfig
-from sinas_server.backends.sandbox.docker.container import Container
+from sinas_server.backends.sandbox.docker.container import Container, other_interpreter
 from sinas_server.backends.sandbox.docker.deployment import Deployment
 from sinas_server.backends.sandbox.docker.engine import Engine, EngineError, Facts, old_runc
 from sinas_server.backends.sandbox.docker.source import ContainerSource, DockerConfig
 from sinas_server.backends.sandbox.egress import EgressProxy, make_policy
+from sinas_server.backends.sandbox.guest.wire import interpreter
 from sinas_server.backends.sandbox.member import SpawnError
 from sinas_server.backends.sandbox.outcome import conclude
 from sinas_server.backends.sandbox.pool import Pool, PoolSize
@@ -71,6 +72,7 @@ class DockerSandbox:
                 missing.append(OLD_RUNC.format(version=facts.runc))
         if not all(member.landlock for member in pool.members()):
             missing.append(NO_LANDLOCK)
+        missing += {other_interpreter(it.interpreter) for it in pool.members() if it.interpreter != interpreter()}
         reason = (
             "each execution is a fresh process with a user id of its own in a container without network "
             f"(Docker {facts.version}, {runtime})"

@@ -1,7 +1,6 @@
 """Where the pool gets containers from: how they are made, labelled, found again and removed."""
 
 import secrets
-import socket
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import JsonValue
 from sinas_server.backends.sandbox import Limits, PackageSet, SandboxUnavailable
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.docker.container import Container, Furnishing, LeavesThreadsError
+from sinas_server.backends.sandbox.docker.deployment import own_container
 from sinas_server.backends.sandbox.docker.engine import Engine, Facts
 from sinas_server.backends.sandbox.member import SpawnError
 
@@ -41,8 +41,8 @@ class DockerConfig:
     """Which containers are ours."""
     worker: str = "worker"
     """Which of them belong to this process. One that comes back under its name finds what was left."""
-    own: str = field(default_factory=socket.gethostname)
-    """The name or id of the container that this process runs in, if it does: the engine calls it by its host name."""
+    own: str = field(default_factory=own_container)
+    """The name or id of the container that this process runs in, if it does."""
 
 
 class ContainerSource:

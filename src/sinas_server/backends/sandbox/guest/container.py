@@ -359,7 +359,8 @@ def main() -> NoReturn:
     except OSError as error:
         channel.say(wire.Kind.FAILED, reason=str(error))
     else:
-        channel.say(wire.Kind.HELLO, fingerprint=wire.fingerprint(), landlock=level.landlock)
+        mark, interpreter = wire.fingerprint(), wire.interpreter()
+        channel.say(wire.Kind.HELLO, fingerprint=mark, interpreter=interpreter, landlock=level.landlock)
         supervisor.run()
     channel.wait_flushed()
     os._exit(70)

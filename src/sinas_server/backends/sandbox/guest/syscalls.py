@@ -15,6 +15,7 @@ _LIBC_WITH_GIL = ctypes.PyDLL(None, use_errno=True)  # clone must not release th
 
 NUMBERS = {  # name: (x86_64, aarch64)
     "pivot_root": (155, 41),
+    "clone": (56, 220),
     "clone3": (435, 435),
     "open_tree": (428, 428),
     "move_mount": (429, 429),
@@ -167,32 +168,21 @@ def thread_count() -> int:
     return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
-class _CloneArguments(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in (
-            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack"),
-            *("stack_size", "tls", "set_tid", "set_tid_size", "cgroup"),
-        )
-    ]
-
-
-CLONE_ARGUMENTS_SIZE = 64  # the first version of the structure: kernels 5.3 and later
-
-
 def clone(flags: int) -> tuple[int, int]:
-    """Fork into new namespaces: (0, -1) in the child; the child's pid and a pidfd in the parent. Raises `OSError`."""
+    """Fork into new namespaces: (0, -1) in the child; the child's pid and a pidfd in the parent. Raises `OSError`.
+
+    By clone and not clone3, which container engines refuse: a filter cannot see its flags.
+    """
     pidfd = ctypes.c_int(-1)
-    arguments = _CloneArguments(
-        flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=int(signal.SIGCHLD)
-    )
+    number = ctypes.c_long(NUMBERS["clone"][0 if X86 else 1])
+    how = ctypes.c_ulong(flags | CLONE_PIDFD | signal.SIGCHLD)
+    nothing = ctypes.c_long(0)
     ctypes.pythonapi.PyOS_BeforeFork()
-    number = ctypes.c_long(NUMBERS["clone3"][0 if X86 else 1])
-    pid = int(_LIBC_WITH_GIL.syscall(number, ctypes.byref(arguments), ctypes.c_size_t(CLONE_ARGUMENTS_SIZE)))
+    pid = int(_LIBC_WITH_GIL.syscall(number, how, nothing, ctypes.byref(pidfd), nothing, nothing))
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
         return 0, -1
-    failure = _error("clone3") if pid < 0 else None
+    failure = _error("clone") if pid < 0 else None
     ctypes.pythonapi.PyOS_AfterFork_Parent()
     if failure is not None:
         raise failure

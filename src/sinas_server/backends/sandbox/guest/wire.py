@@ -8,6 +8,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 HEAD = struct.Struct("!BII")
@@ -75,6 +76,11 @@ class Reader:
                 yield kind, number, body
         finally:
             del self._buffer[:at]
+
+
+def interpreter() -> str:
+    """For what compiled packages must be made so that this interpreter can import them."""
+    return EXTENSION_SUFFIXES[0].removeprefix(".").removesuffix(".so")
 
 
 def fingerprint() -> str:
