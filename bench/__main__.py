@@ -8,16 +8,17 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import bars, checks, executions
+from bench import bars, checks, executions, turns
 from bench.adapter import measure_adapter
 from bench.client import Client
 from bench.report import Line, table, write_json
 from bench.stack import Stack
+from bench.streams import measure_streams
 
 IDLE_SECONDS = 10.0
 CHOICES = (
-    *("me", "checks", "call", "slowest", "raises", "shared", "calls", "crowd", "turn", "adapter"),
-    *("memory", "start", "docker"),
+    *("me", "checks", "call", "slowest", "raises", "shared", "calls", "crowd", "turn", "turns", "tool"),
+    *("adapter", "streams", "memory", "start", "docker"),
 )
 
 CALLING: Mapping[str, tuple[str, Callable[[bars.Bench, bytes], Line]]] = {
@@ -27,8 +28,11 @@ CALLING: Mapping[str, tuple[str, Callable[[bars.Bench, bytes], Line]]] = {
     "shared": ("a function call in the shared pool", bars.measure_shared),
     "calls": ("function calls", bars.measure_calls),
     "crowd": ("very many function calls", executions.measure_crowd),
-    "turn": ("a chat turn", bars.measure_turn),
+    "turn": ("a chat turn", turns.measure_turn),
+    "turns": ("chat turns", turns.measure_turns),
+    "tool": ("a chat turn with a tool", turns.measure_tool_turn),
     "adapter": ("the OpenAI adapter", measure_adapter),
+    "streams": ("open streams", measure_streams),
 }
 """What is compared with function calls."""
 

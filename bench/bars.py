@@ -9,12 +9,10 @@ from statistics import median
 from bench.client import Client, Sample, environment, request
 from bench.handler import CODE, INPUT, RESULT
 from bench.report import Line
-from bench.stack import ROOT, Stack, answer_of, await_http, line_of, started
+from bench.stack import Stack, answer_of, await_http, line_of, started
 from sinas_server.backends.embedded.datadir import free_port
 
 CALLERS = 32
-CHUNKS = 20
-WORDS = [f"word{index:02} " for index in range(CHUNKS)]
 ALLOWED_MEMORY = 400 << 20
 SUCCESS = '"result":' + json.dumps(RESULT, separators=(",", ":"))
 EXECUTE = "/functions/bench/add/execute"
@@ -141,44 +139,3 @@ def measure_docker(bench: Bench) -> Line | str:
         return str(times["reason"])
     docker, native = (median(times[name]) * 1000 for name in ("docker", "native"))
     return Line("execution in the Docker driver / native driver", docker, native, "ms", 3)
-
-
-def measure_turn(bench: Bench, call: bytes) -> Line:
-    """The time that the platform adds before the first words of an answer, against a function call."""
-    with started(["tests.fakes.llm_server"], environment(PYTHONPATH=str(ROOT))) as fake:
-        url = line_of(fake.stdout)
-        port = int(url.rpartition(":")[2])
-        reply = {"text": "".join(WORDS), "chunks": CHUNKS, "times": None}
-        bench.client.ask(port, [request("PUT", "/control/default", body=reply)], "ok", 1)
-        _declare_agent(bench.stack, url)
-        return _compare_turns(bench, port, call)
-
-
-def _declare_agent(stack: Stack, url: str) -> None:
-    provider = {"name": "bench", "provider_type": "openai", "api_key": "none", "api_endpoint": f"{url}/v1"}
-    stack.call("POST", "/api/v1/llm-providers", {**provider, "default_model": "fake-large"})
-    stack.call("POST", "/api/v1/agents", {"namespace": "bench", "name": "chat", "llm_provider_name": "bench"})
-
-
-def _turns(stack: Stack, count: int) -> list[bytes]:
-    """Requests that each begin a chat of their own, so that every turn has the same history."""
-    made = [stack.call("POST", "/agents/bench/chat/chats", {})["id"] for _ in range(count)]
-    return [request("POST", f"/chats/{chat}/messages/stream", stack.headers, {"content": "Hello"}) for chat in made]
-
-
-def _compare_turns(bench: Bench, port: int, call: bytes) -> Line:
-    body = {"model": "fake-large", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
-    direct = request("POST", "/v1/chat/completions", {"Authorization": "Bearer none"}, body)
-    turns, plain, calls, failed = list[float](), list[float](), list[float](), 0
-    for round_ in range(bench.rounds + 1):
-        sample = bench.client.ask(bench.stack.port, _turns(bench.stack, bench.calls), "event: message", bench.calls)
-        asked = bench.client.ask(port, [direct], f'"content": "{WORDS[0]}', bench.calls)
-        called = bench.client.ask(bench.stack.port, [call], SUCCESS, bench.calls)
-        if round_ == 0:  # libraries of providers load at the first turn
-            continue
-        failed += sample.failed + asked.failed + called.failed
-        turns, plain, calls = turns + sample.marked, plain + asked.marked, calls + called.ended
-    added = (median(turns) - median(plain)) / 1000
-    note = f"first message after {median(turns) / 1000:.1f} ms, the model's own {median(plain) / 1000:.1f} ms"
-    name = f"added before the first message of {CHUNKS} / function call"
-    return Line(name, added, median(calls) / 1000, "ms", 1.5, holds=not failed, note=note)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from bench.client import environment
 from sinas_server.backends.embedded.datadir import DataDir, free_port
 from sinas_server.backends.embedded.memory import pss_total
 from sinas_server.backends.embedded.postgres import Postgres
+from sinas_server.backends.embedded.process import descendants
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 180.0
@@ -82,6 +84,14 @@ def await_http(port: int, path: str, process: "subprocess.Popen[str]") -> None:
     raise RuntimeError(f"nothing answers on port {port}")
 
 
+def _processor_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return 0.0
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 class Stack:
     """A stack in a data directory of its own, which is started and stopped several times."""
 
@@ -123,6 +133,11 @@ class Stack:
         """Bytes of proportional set size by process."""
         assert self._process
         return pss_total(self._process.pid)
+
+    def processor_seconds(self) -> float:
+        """What the stack has spent so far, the servers included; of processes that live."""
+        assert self._process
+        return sum(map(_processor_seconds, (self._process.pid, *descendants(self._process.pid))))
 
     @property
     def key(self) -> str:

@@ -196,6 +196,9 @@ class FakeLLM:
                 if reply.pause or reply.split_every or reply.split_at or reply.hold_after is not None:
                     await writer.drain()
                     await asyncio.sleep(reply.pause)
+        except ConnectionError:
+            request.closed_early = True
+            raise
         finally:
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)

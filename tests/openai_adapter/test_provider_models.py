@@ -23,6 +23,7 @@ WEATHER: Any = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+JSON = {"type": "json_object"}
 OTHER: Any = {"type": "function", "function": {"name": "other"}}
 
 
@@ -68,6 +69,29 @@ async def test_everything_the_client_sets_reaches_the_provider(
     assert sent.get("max_completion_tokens", sent.get("max_tokens")) == 99
     assert sent["tools"][0]["function"]["name"] == "weather"
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize("kind", ["openai", "ollama"])
+async def test_schemas_reach_the_provider_as_they_are(
+    kind: Provider, provide: Provide, fake: FakeLLM, admin: Person
+) -> None:
+    await provide("main", kind)
+    schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 1}}}
+    loose = {"type": "function", "function": {"name": "loose", "parameters": schema, "strict": False, "secret": 1}}
+    body = {"model": "main/fake-large", "messages": HELLO, "tools": [loose], "logit_bias": {"1": 2}}
+    for asked in ({"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}, JSON):
+        answer = await admin.http.post(f"{URL}/chat/completions", json={**body, "response_format": asked})
+        assert answer.status_code == 200, answer.text
+    strict, anything = (request.body for request in fake.requests)
+    assert strict["tools"][0]["function"] == {
+        "name": "loose",
+        "description": "",
+        "parameters": schema,
+        "strict": False,
+    }, "and nothing that is not a field of ours"
+    assert "logit_bias" not in strict
+    assert strict["response_format"]["json_schema"] == {"name": "answer", "schema": schema, "strict": True}
+    assert anything["response_format"] == JSON
 
 
 async def test_a_stream(provide: Provide, fake: FakeLLM, admin_sdk: AsyncOpenAI) -> None:

@@ -2,44 +2,45 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
+MOST_WAITING = 1000
+"""Events read ahead of whoever takes the groups."""
 
 
 async def batches(events: AsyncIterator[T], seconds: float) -> AsyncGenerator[list[T], None]:
     """Groups of events, at least `seconds` apart but for the end; none waits longer than that. Closes `events`."""
     clock = asyncio.get_running_loop()
     group: list[T] = []
-    due = 0.0
-    pending: asyncio.Task[T] | None = None
+    more, room = asyncio.Event(), asyncio.Event()
+
+    async def read() -> None:
+        async for event in events:
+            group.append(event)
+            more.set()
+            while len(group) >= MOST_WAITING:
+                room.clear()
+                await room.wait()
+
+    reading = asyncio.create_task(read())
+    reading.add_done_callback(lambda _: more.set())
     try:
-        while True:
-            if pending is None:
-                pending = asyncio.create_task(_next(events))
-            wait = max(0.0, due - clock.time()) if group else None
-            done, _ = await asyncio.wait({pending}, timeout=wait)
-            if done:
-                finished, pending = pending, None
-                try:
-                    group.append(finished.result())
-                except StopAsyncIteration:
-                    break
-            if clock.time() >= due:
-                ready, group, due = group, [], clock.time() + seconds
-                yield ready
-        if group:
-            yield group
+        while not reading.done() or group:
+            await more.wait()
+            more.clear()
+            if not group:
+                continue
+            ready, group[:] = list(group), ()
+            room.set()
+            due = clock.time() + seconds
+            yield ready
+            if not reading.done() and clock.time() < due:
+                await asyncio.wait({reading}, timeout=due - clock.time())
+        await reading
     finally:
-        if pending is not None:
-            pending.cancel()
-            with suppress(asyncio.CancelledError, StopAsyncIteration):
-                await pending
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
         close = getattr(events, "aclose", None)
         if close is not None:
             await close()
-
-
-async def _next(events: AsyncIterator[T]) -> T:
-    return await anext(events)

@@ -45,9 +45,11 @@ def model_request(model: str, body: ChatCompletionRequest) -> ModelRequest:
         sampling=_sampling(body),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         output_schema=_output_schema(body),
+        output_strict=body.response_format.strict if body.response_format is not None else None,
         tool_choice=_tool_choice(body),
         parallel_tool_calls=body.parallel_tool_calls if body.tools else None,
         stream_calls=body.stream,
+        verbatim=True,
     )
 
 
@@ -58,7 +60,7 @@ def _tools(body: ChatCompletionRequest) -> tuple[ToolSpec, ...]:
     if double is not None:
         raise ParameterError("tools", f"two tools are named '{double}'")
     empty: dict[str, JsonValue] = {"type": "object", "properties": {}}
-    return tuple(ToolSpec(tool.name, tool.description or "", tool.parameters or empty) for tool in tools)
+    return tuple(ToolSpec(tool.name, tool.description or "", tool.parameters or empty, tool.strict) for tool in tools)
 
 
 def _tool_choice(body: ChatCompletionRequest) -> ToolChoice | None:

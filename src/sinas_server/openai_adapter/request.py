@@ -160,6 +160,11 @@ class ResponseFormat(In):
     type: Literal["text", "json_object", "json_schema"] = Field(description="Text, any JSON object, or by schema.")
     json_schema: JsonSchemaFormat | None = Field(default=None, description="The schema, for `json_schema`.")
 
+    @property
+    def strict(self) -> bool | None:
+        """Whether the answer must meet the schema exactly, if the client says."""
+        return self.json_schema.strict if self.json_schema is not None else None
+
 
 class StreamOptions(In):
     """How to stream."""

@@ -1,13 +1,17 @@
 """What the tests of the LLM port share: a request, and the collected answer to it."""
 
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 
 from sinas_server.backends.llm import (
     Answer,
+    EmbeddingRequest,
+    Embeddings,
     Event,
     LanguageModel,
     Message,
     ModelRequest,
+    ProviderConfig,
     ProviderError,
     SystemMessage,
     TextDelta,
@@ -25,6 +29,44 @@ WEATHER = ToolSpec(
     "The weather of a city.",
     {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 )
+
+
+@dataclass(frozen=True)
+class Way:
+    """A provider and how it is asked: through its library, or with requests that it gets as they are."""
+
+    provider: Provider
+    verbatim: bool = False
+
+
+WAYS = [
+    Way("openai"),
+    Way("openai", verbatim=True),
+    Way("anthropic"),
+    Way("mistral"),
+    Way("ollama"),
+    Way("ollama", verbatim=True),
+]
+Connect = Callable[[ProviderConfig], LanguageModel]
+
+
+class Verbatim:
+    """A model of which everything is asked verbatim."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+
+    def stream(self, request: ModelRequest) -> AsyncIterator[Event]:
+        return self._model.stream(replace(request, verbatim=True))
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        return await self._model.embed(request)
+
+    async def list_models(self) -> list[str]:
+        return await self._model.list_models()
+
+    async def close(self) -> None:
+        await self._model.close()
 
 
 def ask(*messages: Message | str, tools: tuple[ToolSpec, ...] = ()) -> ModelRequest:

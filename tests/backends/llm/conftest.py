@@ -6,7 +6,7 @@ import pytest
 
 from sinas_server.backends.llm import LanguageModel, ProviderConfig
 from sinas_server.backends.llm.open import open_model
-from tests.backends.llm.asking import KEY, PROVIDERS
+from tests.backends.llm.asking import KEY, WAYS, Connect, Verbatim, Way
 from tests.fakes.llm_server import FakeLLM, Provider
 
 
@@ -16,14 +16,26 @@ async def fake() -> AsyncIterator[FakeLLM]:
         yield server
 
 
-@pytest.fixture(params=PROVIDERS)
-def provider(request: pytest.FixtureRequest) -> Provider:
-    found: Provider = request.param
+@pytest.fixture(params=WAYS, ids=[f"{way.provider}{' verbatim' * way.verbatim}" for way in WAYS])
+def way(request: pytest.FixtureRequest) -> Way:
+    """A provider, and whether it is asked with requests that it gets as they are."""
+    found: Way = request.param
     return found
 
 
 @pytest.fixture
-async def model(fake: FakeLLM, provider: Provider) -> AsyncIterator[LanguageModel]:
-    opened = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider)))
+def provider(way: Way) -> Provider:
+    return way.provider
+
+
+@pytest.fixture
+def connect(way: Way) -> Connect:
+    """`connect(config)` opens a model that is asked in this way."""
+    return lambda config: Verbatim(open_model(config)) if way.verbatim else open_model(config)
+
+
+@pytest.fixture
+async def model(fake: FakeLLM, provider: Provider, connect: Connect) -> AsyncIterator[LanguageModel]:
+    opened = connect(ProviderConfig(provider, KEY, fake.endpoint(provider)))
     yield opened
     await opened.close()

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from sinas_server.backends.llm import LanguageModel, ProviderConfig, ProviderError
 from sinas_server.backends.llm.failures import words
 from sinas_server.backends.llm.open import open_model
-from tests.backends.llm.asking import KEY, ask, collect, failure, text
+from tests.backends.llm.asking import KEY, Connect, ask, collect, failure, text
 from tests.fakes.llm_server import FakeLLM, Provider, Reply
 from tests.fakes.llm_wire import stream_events
 
@@ -35,10 +35,10 @@ async def test_refusals_are_final(fake: FakeLLM, model: LanguageModel, provider:
     assert "No, not like this." in str(error)
 
 
-async def test_the_key_is_never_told(fake: FakeLLM, provider: Provider) -> None:
+async def test_the_key_is_never_told(fake: FakeLLM, provider: Provider, connect: Connect) -> None:
     fake.replies.append(Reply(status=401, error="Bad key {key} for {key}"))
     options: dict[str, JsonValue] = {"headers": {"X-Gateway": "another-secret"}}
-    model = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
+    model = connect(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
     error = await failure(model, ask())
     assert "Bad key *** for ***" in str(error)
     fake.replies.append(Reply(status=400, error="header another-secret is odd"))
@@ -85,20 +85,20 @@ async def test_an_error_inside_a_stream(fake: FakeLLM, model: LanguageModel, pro
 
 
 @pytest.mark.parametrize("events", [0, 4])
-async def test_silence_is_a_timeout(fake: FakeLLM, provider: Provider, events: int) -> None:
+async def test_silence_is_a_timeout(fake: FakeLLM, provider: Provider, connect: Connect, events: int) -> None:
     fake.replies.append(Reply(text="one two three four five", hold_after=events))
-    model = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider), {"timeout": 0.2}))
+    model = connect(ProviderConfig(provider, KEY, fake.endpoint(provider), {"timeout": 0.2}))
     error = await failure(model, ask())
     assert error.retryable
     assert error.status is None
     await model.close()
 
 
-async def test_nobody_listens(provider: Provider) -> None:
+async def test_nobody_listens(provider: Provider, connect: Connect) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        model = open_model(ProviderConfig(provider, KEY, endpoint))
+        model = connect(ProviderConfig(provider, KEY, endpoint))
         error = await failure(model, ask())
         assert error.retryable
         assert f"{provider} cannot be reached" in str(error)
@@ -107,20 +107,20 @@ async def test_nobody_listens(provider: Provider) -> None:
         await model.close()
 
 
-async def test_an_unknown_host(provider: Provider) -> None:
-    model = open_model(ProviderConfig(provider, KEY, "http://sinas.invalid"))
+async def test_an_unknown_host(provider: Provider, connect: Connect) -> None:
+    model = connect(ProviderConfig(provider, KEY, "http://sinas.invalid"))
     error = await failure(model, ask())
     assert error.retryable
     assert "sinas.invalid cannot be resolved" in str(error)
     await model.close()
 
 
-async def test_listing_tells_failures_too(fake: FakeLLM, provider: Provider) -> None:
-    model = open_model(ProviderConfig(provider, KEY, fake.url + "/control/nothing"))
+async def test_listing_tells_failures_too(fake: FakeLLM, provider: Provider, connect: Connect) -> None:
+    model = connect(ProviderConfig(provider, KEY, fake.url + "/control/nothing"))
     with pytest.raises(ProviderError, match=f"{provider} did not answer with a list of models"):
         await model.list_models()
     await model.close()
-    model = open_model(ProviderConfig(provider, KEY, fake.url + "/broken"))
+    model = connect(ProviderConfig(provider, KEY, fake.url + "/broken"))
     with pytest.raises(ProviderError, match=f"{provider} answered 503: no list today") as caught:
         await model.list_models()
     assert caught.value.retryable
@@ -145,9 +145,9 @@ def test_words_are_found_in_any_body(body: object, said: str) -> None:
 @pytest.mark.parametrize(
     "host", ["169.254.169.254", "[::ffff:169.254.169.254]", "2852039166", "0xa9fea9fe", "metadata.google.internal."]
 )
-async def test_metadata_addresses_are_refused(provider: Provider, host: str) -> None:
+async def test_metadata_addresses_are_refused(provider: Provider, connect: Connect, host: str) -> None:
     with pytest.raises(ProviderError, match="cloud metadata address") as caught:
-        model = open_model(ProviderConfig(provider, KEY, f"http://{host}/v1"))
+        model = connect(ProviderConfig(provider, KEY, f"http://{host}/v1"))
         await collect(model, ask())
     assert not caught.value.retryable
 
@@ -179,9 +179,11 @@ def test_what_cannot_work_is_refused_at_once(config: ProviderConfig, reason: str
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
-async def test_endpoints_with_and_without_their_version(fake: FakeLLM, provider: Provider, suffix: str) -> None:
+async def test_endpoints_with_and_without_their_version(
+    fake: FakeLLM, provider: Provider, connect: Connect, suffix: str
+) -> None:
     base = fake.endpoint(provider).removesuffix("/v1")
-    model = open_model(ProviderConfig(provider, KEY, base + suffix))
+    model = connect(ProviderConfig(provider, KEY, base + suffix))
     events, answer = await collect(model, ask())
     assert text(events) == answer.text
     assert await model.list_models() == ["fake-large", "fake-small"]

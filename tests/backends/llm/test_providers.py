@@ -28,7 +28,7 @@ from sinas_server.backends.llm import (
 )
 from sinas_server.backends.llm.open import open_model
 from sinas_server.backends.llm.options import ProviderOptions, endpoint_of
-from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, ask, collect, failure, text, thinking
+from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, Connect, Way, ask, collect, failure, text, thinking
 from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
 
 Json = dict[str, Any]
@@ -142,6 +142,7 @@ async def test_thinking_is_streamed_and_kept_apart(fake: FakeLLM, model: Languag
     assert answer.text == "42"
 
 
+through_libraries = pytest.mark.parametrize("way", [Way(known) for known in PROVIDERS], ids=PROVIDERS, indirect=True)
 THOUGHT = "I need the weather."
 REPLAYED: dict[Provider, Json] = {
     "anthropic": {
@@ -174,6 +175,7 @@ async def sent_back(fake: FakeLLM, model: LanguageModel, said: AssistantMessage)
     return found
 
 
+@through_libraries
 async def test_thinking_is_replayed_to_who_thought_it(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
     said = await thoughtful(fake, model)
     sent = await sent_back(fake, model, said)
@@ -186,6 +188,7 @@ async def test_thinking_is_replayed_to_who_thought_it(fake: FakeLLM, model: Lang
     assert THOUGHT in json.dumps(changed)
 
 
+@through_libraries
 async def test_thinking_is_not_shown_to_another_provider(
     fake: FakeLLM, model: LanguageModel, provider: Provider
 ) -> None:
@@ -272,14 +275,14 @@ async def test_lists_models(fake: FakeLLM, model: LanguageModel) -> None:
     assert await model.list_models() == ["fake-large", "fake-small"]
 
 
-async def test_options_reach_the_provider(fake: FakeLLM, provider: Provider) -> None:
+async def test_options_reach_the_provider(fake: FakeLLM, provider: Provider, connect: Connect) -> None:
     options: dict[str, JsonValue] = {
         "max_tokens": 5,
         "organization_id": "org-1",
         "headers": {"X-Team": "blue"},
         "unknown": True,
     }
-    model = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
+    model = connect(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
     await collect(model, ask())
     sent = fake.requests[0]
     assert sent.body["max_tokens"] == 5

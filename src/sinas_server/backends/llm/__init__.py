@@ -79,11 +79,12 @@ Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """A tool as the model sees it; `parameters` is a JSON Schema object."""
+    """A tool as the model sees it; `parameters` is a JSON Schema object. `strict`: whether arguments must meet it."""
 
     name: str
     description: str
     parameters: Mapping[str, JsonValue]
+    strict: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ class ModelRequest:
 
     `cache_key` names a conversation whose requests all begin alike: providers that can keep that beginning, where
     the next request finds it cheaper.
+
+    `verbatim`: it comes from a client that speaks OpenAI's chat completions and knows its model. A provider that speaks
+    them too gets it as it is, unless it holds media; otherwise schemas and settings are fitted to the model.
     """
 
     model: str
@@ -121,10 +125,12 @@ class ModelRequest:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     output_schema: Mapping[str, JsonValue] | None = None
+    output_strict: bool | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     stream_calls: bool = False
     cache_key: str | None = None
+    verbatim: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,12 @@ def _add_sampling(settings: ModelSettings, request: ModelRequest) -> None:
 
 def _parameters(model: Adapter, request: ModelRequest) -> ModelRequestParameters:
     tools = [
-        ToolDefinition(name=tool.name, description=tool.description, parameters_json_schema=dict(tool.parameters))
+        ToolDefinition(
+            name=tool.name,
+            description=tool.description,
+            parameters_json_schema=dict(tool.parameters),
+            strict=tool.strict,
+        )
         for tool in request.tools
     ]
     if request.output_schema is None:
@@ -102,7 +107,9 @@ def _parameters(model: Adapter, request: ModelRequest) -> ModelRequestParameters
     return ModelRequestParameters(
         function_tools=tools,
         output_mode="native" if native else "prompted",
-        output_object=OutputObjectDefinition(json_schema=dict(request.output_schema), name="answer"),
+        output_object=OutputObjectDefinition(
+            json_schema=dict(request.output_schema), name="answer", strict=request.output_strict
+        ),
         allow_text_output=False,
     )
 

@@ -66,10 +66,16 @@ def retry_after(error: BaseException) -> float | None:
     """The seconds of a `Retry-After` header on the answer that an error tells of; dates are not read."""
     for cause in chain(error):
         headers = getattr(getattr(cause, "response", cause), "headers", None)  # Mistral's client has them on the error
-        value = headers.get("retry-after") if isinstance(headers, Mapping) else None
-        if value is not None and re.fullmatch(r"\d{1,6}(\.\d{1,3})?", value):
-            return float(value)
+        seconds = retry_after_of(headers) if isinstance(headers, Mapping) else None
+        if seconds is not None:
+            return seconds
     return None
+
+
+def retry_after_of(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a `Retry-After` header; dates are not read."""
+    value = headers.get("retry-after")
+    return float(value) if value is not None and re.fullmatch(r"\d{1,6}(\.\d{1,3})?", value) else None
 
 
 def unreachable(provider: str, error: BaseException, secrets: Sequence[str]) -> ProviderError:

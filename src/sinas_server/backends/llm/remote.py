@@ -15,6 +15,8 @@ from sinas_server.backends.llm import (
     ProviderConfig,
     ProviderError,
 )
+from sinas_server.backends.llm.completion_request import is_text
+from sinas_server.backends.llm.completions import SPEAKERS, Completions
 from sinas_server.backends.llm.embedding import embed
 from sinas_server.backends.llm.failures import secrets_of
 from sinas_server.backends.llm.listing import list_models
@@ -40,11 +42,16 @@ class RemoteModel:
         self._lock = asyncio.Lock()
         self._http: httpx2.AsyncClient | None = None
         self._direct: DirectModel | None = None
+        speaks = config.type in SPEAKERS
+        self._completions = Completions(config, self._endpoint, self._options) if speaks else None
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
-        """See `LanguageModel`."""
-        direct = await self.warm()
-        async with aclosing(direct.stream(request)) as events:
+        """See `LanguageModel`. What is in the provider's own form goes over plain HTTP, without its library."""
+        if request.verbatim and self._completions is not None and is_text(request):
+            answer = self._completions.stream(self._client(), request)
+        else:
+            answer = (await self.warm()).stream(request)
+        async with aclosing(answer) as events:
             async for event in events:
                 yield event
 
