@@ -36,9 +36,7 @@ class Sample:
         return len(self.ended) / self.seconds
 
 
-def request(
-    method: str, path: str, headers: Mapping[str, str] | None = None, body: Mapping[str, object] | None = None
-) -> bytes:
+def request(method: str, path: str, headers: Mapping[str, str] | None = None, body: object = None) -> bytes:
     """A whole HTTP/1.1 request."""
     content = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Accept: */*"]
