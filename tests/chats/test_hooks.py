@@ -1,6 +1,7 @@
 """Hooks: functions that see what is said before it counts, run for real."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
@@ -197,6 +198,26 @@ async def test_asynchronous_ones_delay_nothing_and_change_the_stored_answer_once
             await apply_late_hooks(runtime)
             await asyncio.sleep(0.02)
     assert await contents(user, chat_id) == ["Hi", "HELLO, I AM THE AGENT."]
+
+
+async def test_a_summary_of_what_one_changes_later_is_forgotten(
+    user: Person, declare: Declare, hook: Hook, runtime: Runtime
+) -> None:
+    few = dataclasses.replace(runtime, settings=runtime.settings.model_copy(update={"max_history_messages": 2}))
+    shout = await hook("shout", UPPER, **{"async": True})
+    agent = await declare("plain", hooks={"on_assistant_message": [shout]}, history_summary={})
+    chat_id = await open_chat(user, agent)
+    async with working(few):
+        await stream(user, chat_id, "Hi")
+        await stream(user, chat_id, "Hi again")
+    path = f"/chats/{chat_id}/summaries"
+    (summary,) = (await user.http.get(path)).json()
+    assert summary["messages"] == 2
+    async with functions_working(runtime):
+        while await runtime.database.rows(select(LateHookRow.execution_id)):
+            await apply_late_hooks(runtime)
+            await asyncio.sleep(0.02)
+    assert (await user.http.get(path)).json() == []
 
 
 async def test_stopping_the_turn_stops_the_hook_it_waits_for(

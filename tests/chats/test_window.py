@@ -14,7 +14,7 @@ from sinas_server.backends.llm import (
     ToolSpec,
     UserMessage,
 )
-from sinas_server.chats.window import MEDIA_TOKENS, fitting, room, tokens_of
+from sinas_server.chats.window import MEDIA_TOKENS, Window, fitting, tokens_of
 
 TEN = "x" * 40
 MADE: dict[str, Message] = {
@@ -50,5 +50,9 @@ def test_media_and_tools_count() -> None:
     assert tokens_of(file) == 300
     tool = ToolSpec("look", TEN, {"type": "object"})
     bare = ModelRequest(model="m", messages=(SystemMessage(TEN),), max_tokens=100)
-    assert room(bare, 1000) == 890
-    assert room(ModelRequest(model="m", messages=(), tools=(tool,), max_tokens=100), 1000) < 890
+    assert Window(1000).room(bare) == 890
+    assert Window(1000, ratio=2.0).room(bare) == 440
+    assert Window(None).room(bare) is None
+    with_tool = Window(1000).room(ModelRequest(model="m", messages=(), tools=(tool,), max_tokens=100))
+    assert with_tool is not None
+    assert with_tool < 890

@@ -97,6 +97,19 @@ class FallbackProvider(_Part):
     model: str | None = Field(default=None, max_length=255, description="The model; none means the provider's default.")
 
 
+class HistorySummary(_Part):
+    """Who keeps the summary of a conversation."""
+
+    provider: str | None = Field(
+        default=None, max_length=255, description="The LLM provider that writes it, by name; none means the agent's."
+    )
+    model: str | None = Field(
+        default=None,
+        max_length=255,
+        description="The model; none means the provider's default, or the agent's model where no provider is named.",
+    )
+
+
 class Hook(_Part):
     """A function that sees a message before it counts."""
 
@@ -195,6 +208,11 @@ class AgentSpec(Spec):
     )
     enabled_components: list[Reference] = Field(default=[], description="Components it may show.")
     enabled_connectors: list[EnabledConnector] = Field(default=[], description="Connectors offered as tools.")
+    history_summary: HistorySummary | None = Field(
+        default=None,
+        description="Where a conversation outgrows `MAX_HISTORY_MESSAGES` or the provider's `context_window`: give the "
+        "model a summary of the older messages, made as it goes on. None: they are dropped.",
+    )
     hooks: Hooks | None = Field(default=None, description="Functions that see messages before they count.")
     icon: str | None = Field(default=None, max_length=2048, description="`url:…` or `collection:ns/name/file`.")
     is_default: bool = Field(default=False, description="Whether `GET /agents/default` gives this one.")
@@ -216,6 +234,8 @@ def _references(spec: AgentSpec) -> Iterable[Ref]:
         yield Ref("llm_provider", id=str(spec.llm_provider_id), field="llm_provider_id")
     for fallback in spec.fallback_providers:
         yield Ref("llm_provider", name=fallback.provider, field="fallback_providers")
+    if spec.history_summary is not None and spec.history_summary.provider is not None:
+        yield Ref("llm_provider", name=spec.history_summary.provider, field="history_summary")
     for field, kind, targets in _enabled(spec):
         for target in targets:
             yield reference(kind, target, hard=False, field=field)

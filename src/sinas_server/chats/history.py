@@ -42,11 +42,15 @@ _ASKED = select(*(MessageRow.__table__.columns[name] for name in _COLUMNS)).wher
 _HISTORY = select(*(_NEWEST.c[name] for name in _COLUMNS)).union_all(_ASKED)
 
 
+async def read_newest(database: Database, turn: TurnRow, most: int) -> list[Said]:
+    """The newest `most` messages on the way to a turn, before them perhaps what it answers."""
+    values = {"of_chat": turn.chat_id, "of_branch": turn.branch, "asked": turn.message_id, "most": most}
+    return sorted((Said(*row) for row in await database.lookup(_HISTORY, values)), key=attrgetter("seq"))
+
+
 async def read_history(database: Database, turn: TurnRow, most: int) -> list[Message]:
     """The newest `most` messages on the way to a turn that make sense without those before, and what it answers."""
-    values = {"of_chat": turn.chat_id, "of_branch": turn.branch, "asked": turn.message_id, "most": most}
-    rows = sorted((Said(*row) for row in await database.lookup(_HISTORY, values)), key=attrgetter("seq"))
-    return [_message(said) for said in whole(rows, turn.message_id, most)]
+    return list(map(as_message, whole(await read_newest(database, turn, most), turn.message_id, most)))
 
 
 def whole(rows: Sequence[Said], asked: UUID, most: int) -> list[Said]:
@@ -62,13 +66,18 @@ def whole(rows: Sequence[Said], asked: UUID, most: int) -> list[Said]:
     return [row for row in rows if row.id == asked] + newest[start:]
 
 
-def _message(said: Said) -> Message:
+def as_message(said: Said) -> Message:
+    """The message as the model is given it."""
     if said.role == "tool":
         return ToolMessage(said.tool_call_id or "", said.name or "", said.content or "")
     if said.role == "assistant":
-        calls = cast(list[dict[str, dict[str, str]]], said.tool_calls or [])
-        return AssistantMessage(said.content or "", tuple(map(_call, calls)), said.native)
+        return AssistantMessage(said.content or "", calls_of(said), said.native)
     return UserMessage(for_model(said.content, said.parts))
+
+
+def calls_of(said: Said) -> tuple[ToolCall, ...]:
+    """What an answer calls."""
+    return tuple(map(_call, cast(list[dict[str, dict[str, str]]], said.tool_calls or [])))
 
 
 def _call(call: dict[str, dict[str, str]]) -> ToolCall:

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import cast
 
 from pydantic import JsonValue
-from sqlalchemy import insert, select, update
+from sqlalchemy import Executable, insert, select, update
 
 from sinas_server.backends.llm import Answer as ModelAnswer
 from sinas_server.chats.ending import Ending, close, settle_canceled
@@ -29,6 +29,7 @@ from sinas_server.chats.record import (
 from sinas_server.chats.results import READ_RESULT, page_of
 from sinas_server.chats.tables import CallStatus, MessageRow, Status, ToolCallRow, TurnRow
 from sinas_server.chats.waits import settle, suspend, tell_parent, works
+from sinas_server.chats.window import counted
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import ToolResult, Wait, Waiting
 from sinas_server.kernel.unit import Db
@@ -69,6 +70,12 @@ class Told:
     def shown_usage(self) -> Mapping[str, JsonValue] | None:
         """What it cost, as its message tells."""
         return self.usage if self.call is None else added({}, self.call)
+
+
+def _noted(call: ModelCall | None) -> dict[str, object]:
+    """What a chat's row keeps of a call."""
+    found = counted(call)
+    return {"counted": found} if found else {}
 
 
 class Journal:
@@ -115,7 +122,7 @@ class Journal:
             calls = await self._with_ids(db, told.calls)
             await db.execute(insert(MessageRow).values(**self._message(told, calls)))
             await db.execute(insert(ToolCallRow), [self._call(call, told) for call in calls])
-            await touch(db, self.turn.chat_id)
+            await touch(db, self.turn.chat_id, **_noted(told.call))
         self.usage = usage
         self.segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset, calls))
 
@@ -236,11 +243,13 @@ class Journal:
         self.draft = draft
         return Told.drafted(draft)
 
-    async def spent(self, call: ModelCall) -> None:
-        """Count a call whose answer is of no use, before another one of the same step."""
+    async def spent(self, call: ModelCall, also: Executable | None = None) -> None:
+        """Count a call that is not the answer of this step. `also`: what keeps what it is good for."""
         async with self.runtime.database.unit() as db:
             await self._still_ours(db)
             await self._spent(db, replace(call, place=replace(call.place, step=None)))
+            if also is not None:
+                await db.execute(also)
         self.usage = added(self.usage, call)
 
     def _with(self, call: ModelCall | None) -> dict[str, JsonValue]:
@@ -259,7 +268,7 @@ class Journal:
             await db.execute(insert(MessageRow).values(**self._message(told, ())))
             if also is not None:
                 await also(db)
-            await touch(db, self.turn.chat_id, active_channel_id=None)
+            await touch(db, self.turn.chat_id, active_channel_id=None, **_noted(told.call))
             tell_parent(db, self.runtime, self.turn)
         self.usage = usage
         segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset))

@@ -5,7 +5,7 @@ from uuid import UUID
 from sqlalchemy import delete, or_, select, update
 
 from sinas_server.chats.hooks import late_content
-from sinas_server.chats.tables import LateHookRow, MessageRow
+from sinas_server.chats.tables import LateHookRow, MessageRow, SummaryRow
 from sinas_server.functions.tables import ENDED, ExecutionRow
 from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.runtime import Runtime
@@ -33,12 +33,16 @@ async def _apply(runtime: Runtime, execution_id: UUID) -> None:
         content = None if execution is None else late_content(execution)
         if late is None or content is None:
             return
-        await db.execute(
+        changed = await db.execute(
             update(MessageRow)
             .where(MessageRow.turn_id == late.turn_id, MessageRow.step == late.step, MessageRow.role == "assistant")
-            .values(content=content, native=None, runs=None),
+            .values(content=content, native=None, runs=None)
+            .returning(MessageRow.chat_id, MessageRow.created_at),
             execution_options={"synchronize_session": False},
         )
+        for chat_id, created_at in changed:  # what a summary says of it may have to be forgotten
+            later = (SummaryRow.chat_id == chat_id, SummaryRow.created_at > created_at)
+            await db.execute(delete(SummaryRow).where(*later))
 
 
 LATE_HOOKS_LOOP = Loop(name="apply late hooks", every_seconds=EVERY_SECONDS, step=apply_late_hooks)

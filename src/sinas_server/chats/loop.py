@@ -39,8 +39,9 @@ from sinas_server.chats.live import Channel, Speech
 from sinas_server.chats.prepare import Prepared, prepare
 from sinas_server.chats.prompt import PromptError
 from sinas_server.chats.record import as_runs, read_said
+from sinas_server.chats.summary import Memory
 from sinas_server.chats.tables import TurnRow
-from sinas_server.chats.window import fitting, room
+from sinas_server.chats.window import Window, counted, fitting, guessed
 from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.job import InterruptedWorkError
 from sinas_server.kernel.runtime import Runtime
@@ -78,6 +79,12 @@ class AgentLoop:
         self.fallen = 0
         self.begun = False
         """Whether something of the current answer was heard."""
+        self.counted: dict[str, JsonValue] = {}
+        """How the model asked last counts tokens, see `window.counted`."""
+        self.memory = Memory(runtime, journal, self._asking)
+
+    def _asking(self, call: ModelCall | None) -> None:
+        self.call = call
 
     async def run(self, *, interrupted: bool) -> None:
         """Take the turn to its end or its next pause. `interrupted`: an earlier worker may have begun it."""
@@ -205,7 +212,7 @@ class AgentLoop:
     async def _ask(self, prepared: Prepared) -> Told:
         """The model's next answer, sent to the readers as it comes."""
         settings = self.runtime.settings
-        history = await read_history(self.runtime.database, self.turn, settings.max_history_messages)
+        prepared, history = await self._recalled(prepared)
         self.speech = speech = Speech(self.channel, self.journal.step, self.turn.attempt)
         answer, call = await self._heard(prepared, history, speech)
         if self.turn.structured and not answer.tool_calls:
@@ -221,6 +228,18 @@ class AgentLoop:
         if calls:
             await speech.finish(() if self.turn.structured else runs)
         return Told(answer, call, text, runs, speech.offset, calls)
+
+    async def _recalled(self, prepared: Prepared) -> tuple[Prepared, Sequence[Message]]:
+        """The conversation as the model is given it, and what it is asked with."""
+        wanted = prepared.prompt.agent.history_summary
+        if wanted is None:
+            most = self.runtime.settings.max_history_messages
+            return prepared, await read_history(self.runtime.database, self.turn, most)
+        provider = self.provider or prepared.provider
+        return await self.memory.recall(prepared, provider, wanted, self._window(prepared, provider))
+
+    def _window(self, prepared: Prepared, provider: Resolved) -> Window:
+        return Window.of(provider, {**prepared.counted, **self.counted})
 
     async def _repaired(
         self, prepared: Prepared, history: Sequence[Message], found: tuple[Answer, str], speech: Speech
@@ -247,9 +266,9 @@ class AgentLoop:
         """
         while True:
             provider = self.provider or prepared.provider
-            request = prepared.prompt.request(after, provider.model)
-            if provider.context_window is not None:
-                history = fitting(history, room(request, provider.context_window))
+            room = self._window(prepared, provider).room(prepared.prompt.request(after, provider.model))
+            if room is not None:
+                history = fitting(history, room)
             request = prepared.prompt.request([*history, *after], provider.model)
             try:
                 return await self._heard_from(prepared, provider, request, speech)
@@ -279,7 +298,8 @@ class AgentLoop:
         self.begun = False
         async with within_budgets(self.runtime, prepared.payer, provider, request, PATIENCE_SECONDS):
             read = Usage(prompt_tokens=tokens_asked(request))
-            self.call = ModelCall(prepared.payer, provider, read, self.journal.place, estimated=True)
+            size = 0 if provider.context_window is None else guessed(request)
+            self.call = ModelCall(prepared.payer, provider, read, self.journal.place, estimated=True, guessed=size)
             async with aclosing(ask(self.runtime, provider.config, request)) as groups:
                 async for group in groups:
                     self.begun = True
@@ -293,6 +313,7 @@ class AgentLoop:
         if answer is None:
             raise ProviderError("the model's answer has no end")
         self.call = replace(self.call, usage=answer.usage, estimated=False)
+        self.counted = counted(self.call)
         return replace(answer, native=storable(answer.native)), self.call
 
     def _say(self, speech: Speech, event: Event) -> None:

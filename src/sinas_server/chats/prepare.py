@@ -42,6 +42,8 @@ class Prepared:
     hooks: MessageHooks
     always_allowed: frozenset[str]
     """The tools (`toolset:target`) that need no approval any more in this chat."""
+    counted: Mapping[str, JsonValue]
+    """How models count its tokens, see `window.counted`."""
     at: float = field(default_factory=monotonic)
     """When that was, in seconds of the monotonic clock."""
 
@@ -90,7 +92,8 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     messages = await opening(runtime, agent.spec, values, await preloaded(runtime, context))
     prompt = Prompt(agent.spec, messages, tools, str(turn.chat_id))
     hooks = await hooks_of(runtime, caller, turn, agent, (context, talk.chat.session_key))
-    return Prepared(caller, found, payer_of(turn, agent), prompt, hooks, frozenset(talk.chat.always_allowed))
+    payer, allowed = payer_of(turn, agent), frozenset(talk.chat.always_allowed)
+    return Prepared(caller, found, payer, prompt, hooks, allowed, talk.chat.counted)
 
 
 def payer_of(turn: TurnRow, agent: Resource[AgentSpec]) -> Payer:

@@ -1,7 +1,7 @@
 """What the model is asked: instructions, example messages, history and tools."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
@@ -44,6 +44,10 @@ class Prompt:
     tools: Mapping[str, Tool]
     cache_key: str
     """The same in every request of the chat."""
+
+    def recalling(self, *messages: Message) -> "Prompt":
+        """The same with these messages before the history."""
+        return replace(self, opening=(*self.opening, *messages))
 
     def request(self, history: Sequence[Message], model: str) -> ModelRequest:
         """The request for the next step."""

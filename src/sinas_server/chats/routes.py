@@ -30,7 +30,7 @@ from sinas_server.chats.once import IdempotencyKey, begin_in
 from sinas_server.chats.record import last_turn
 from sinas_server.chats.send import answered, finished
 from sinas_server.chats.start import Started, start_now, start_turn
-from sinas_server.chats.tables import ChannelRow, ChatRow
+from sinas_server.chats.tables import ChannelRow, ChatRow, SummaryRow
 from sinas_server.chats.views import (
     AgentChatCreateRequest,
     AgentName,
@@ -44,6 +44,7 @@ from sinas_server.chats.views import (
     PendingApprovalResponse,
     SentResponse,
     StopResponse,
+    SummaryResponse,
     ToolApprovalRequest,
     TurnResponse,
 )
@@ -113,6 +114,13 @@ async def _messages(
     """Those of the active branch, or of another one, which stays as active as it is."""
     chat = await find_chat(db, caller, chat_id, "read")
     return await said_in(db, chat, chat.branch if branch is None else await known_branch(db, chat, branch))
+
+
+async def _summaries(chat_id: ChatId, db: CurrentDb, caller: CurrentCaller) -> list[SummaryResponse]:
+    """The summaries that an agent with `history_summary` has had made of the chat, the oldest first."""
+    chat = await find_chat(db, caller, chat_id, "read")
+    rows = await db.scalars(select(SummaryRow).where(SummaryRow.chat_id == chat.id).order_by(SummaryRow.created_at))
+    return [SummaryResponse.of(row) for row in rows]
 
 
 async def _update(chat_id: ChatId, body: ChatUpdate, db: CurrentDb, caller: CurrentCaller) -> ChatResponse:
@@ -271,6 +279,7 @@ def _chats_router() -> APIRouter:
     router.put("/chats/{chat_id}", summary="Update a chat", name="update")(_update)
     router.delete("/chats/{chat_id}", status_code=204, summary="Delete a chat", name="delete")(_delete)
     router.get("/chats/{chat_id}/messages", summary="List the messages of a chat", name="messages")(_messages)
+    router.get("/chats/{chat_id}/summaries", summary="List the summaries of a chat", name="summaries")(_summaries)
     router.post("/chats/{chat_id}/messages", summary="Send a message and wait for the answer", name="send")(_send)
     router.post(
         "/chats/{chat_id}/messages/stream",

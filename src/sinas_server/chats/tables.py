@@ -87,6 +87,8 @@ class ChatRow(Base):
     keep_alive: Mapped[bool | None]
     always_allowed: Mapped[list[str]] = mapped_column(JSON(none_as_null=True), server_default=text("'[]'"))
     """Tools (`toolset:target`) the user has approved once and for all in this chat."""
+    counted: Mapped[dict[str, JsonValue]] = mapped_column(JSON(none_as_null=True), server_default=text("'{}'"))
+    """How many tokens the model that was asked last, by its name, counts for each that is guessed."""
     active_channel_id: Mapped[UUID | None]
     branch: Mapped[int] = mapped_column(server_default=text("0"))
     """The branch that is shown and goes on; an open turn is on it."""
@@ -209,6 +211,23 @@ class MessageRow(Base):
     """The position of the `restart` event that the answer's text follows on its channel; 0 for none."""
     runs: Mapped[list[JsonValue] | None] = mapped_column(JSON(none_as_null=True))
     """The answer as it was streamed, `[kind, text]` by turns, where reasoning was sent too."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class SummaryRow(Base):
+    """What was said up to a message, in short, for the model that is not given those messages any more."""
+
+    __tablename__ = "summaries"
+    __table_args__ = (Index("ix_summaries_chat", "chat_id"),)
+
+    message_id: Mapped[UUID] = mapped_column(ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True)
+    """The last message it covers; with it go all before."""
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    content: Mapped[str]
+    messages: Mapped[int]
+    """How many it stands for."""
+    provider: Mapped[str]
+    model: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 

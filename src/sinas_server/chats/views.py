@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sinas_server.chats.content import Content, shown
 from sinas_server.chats.events import pending_input
 from sinas_server.chats.record import as_call
-from sinas_server.chats.tables import ChatRow, MessageRow, ToolCallRow, TurnRow
+from sinas_server.chats.tables import ChatRow, MessageRow, SummaryRow, ToolCallRow, TurnRow
 
 LONGEST_SECONDS = 315_360_000
 Namespace = Annotated[str, Path(description="The agent's namespace.")]
@@ -134,6 +134,22 @@ class BranchMessageResponse(MessageResponse):
     sibling_ids: list[UUID] = Field(
         default=[], description="What follows that message, here and on other branches, the oldest first; else nothing."
     )
+
+
+class SummaryResponse(_Answer):
+    """What the model is given instead of older messages, if they do not fit any more."""
+
+    message_id: UUID = Field(description="The last message it covers.")
+    messages: int = Field(description="How many messages it stands for.")
+    content: str = Field(description="What it says of them.")
+    provider: str = Field(description="The LLM provider that has written it.")
+    model: str = Field(description="The model that has written it.")
+    created_at: datetime = Field(description="When it was written.")
+
+    @classmethod
+    def of(cls, row: SummaryRow) -> "SummaryResponse":
+        """A summary's row as it is shown."""
+        return cls(**{name: getattr(row, name) for name in cls.model_fields})
 
 
 class PendingApprovalResponse(_Answer):

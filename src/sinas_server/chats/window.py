@@ -1,19 +1,25 @@
 """Fitting a conversation into what a model can read at once, where its provider's `config.context_window` tells.
 
-Tokens are guessed from characters, since each model counts by its own rules; a window should be set with that in mind.
+Tokens are guessed from characters, since each model counts by its own rules and few tell them. The guess is corrected
+by what the model itself counted for the chat's last request: the ratio of the two is kept with the chat.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import orjson
+from pydantic import JsonValue
 
 from sinas_server.backends.llm import MediaPart, Message, ModelRequest, ToolMessage, UserMessage
 from sinas_server.providers.admit import EXPECTED_ANSWER, texts_of
-from sinas_server.providers.usage import tokens_in
+from sinas_server.providers.resolve import Resolved
+from sinas_server.providers.usage import ModelCall, tokens_in
 
 MEDIA_TOKENS = 1500
 """What an image counts for, and anything that is only named by its address."""
+RATIOS = (0.25, 8.0)
+"""The least and the most that is believed of how many tokens a model counts for each that is guessed."""
 
 
 def tokens_of(message: Message) -> int:
@@ -29,11 +35,42 @@ def _media_tokens(part: MediaPart) -> int:
     return len(part.data_base64) * 3 // 16
 
 
-def room(request: ModelRequest, window: int) -> int:
-    """How many tokens are left for the conversation beside what this request holds already, and the answer."""
+def guessed(request: ModelRequest) -> int:
+    """About how many tokens a request takes, its tools included."""
     tools = [orjson.dumps([tool.name, tool.description, dict(tool.parameters)]) for tool in request.tools]
-    answer = request.max_tokens or EXPECTED_ANSWER
-    return window - answer - sum(map(tokens_of, request.messages)) - sum(len(tool) for tool in tools) // 4
+    return sum(map(tokens_of, request.messages)) + sum(len(tool) for tool in tools) // 4
+
+
+def counted(call: ModelCall | None) -> dict[str, JsonValue]:
+    """By the name of a model, how many tokens it counted for each that was guessed; empty if a call does not tell."""
+    if call is None or call.failed or call.estimated or not call.guessed or not call.usage.prompt_tokens:
+        return {}
+    least, most = RATIOS
+    return {_name(call.provider): min(max(call.usage.prompt_tokens / call.guessed, least), most)}
+
+
+def _name(provider: Resolved) -> str:
+    return f"{provider.name}/{provider.model}"
+
+
+@dataclass(frozen=True)
+class Window:
+    """How many tokens a model reads at once; None where nobody says. `ratio`: how many it counts for one guessed."""
+
+    tokens: int | None
+    ratio: float = 1.0
+
+    @classmethod
+    def of(cls, provider: Resolved, known: Mapping[str, JsonValue]) -> "Window":
+        """That of a provider's model. `known`: what `counted` gave before."""
+        ratio = known.get(_name(provider))
+        return cls(provider.context_window, ratio if isinstance(ratio, float) else 1.0)
+
+    def room(self, request: ModelRequest) -> int | None:
+        """How many guessed tokens are left beside what this request holds already, and the answer; None: no limit."""
+        if self.tokens is None:
+            return None
+        return int((self.tokens - (request.max_tokens or EXPECTED_ANSWER)) / self.ratio) - guessed(request)
 
 
 def fitting(history: Sequence[Message], most: int) -> list[Message]:

@@ -55,7 +55,10 @@ class Place:
 
 @dataclass(frozen=True)
 class ModelCall:
-    """One call of a model. `failed`: it came to no answer; `estimated`: its tokens are guessed."""
+    """One call of a model. `failed`: it came to no answer; `estimated`: its tokens are guessed.
+
+    `guessed`: for how many tokens its request was taken, where that mattered.
+    """
 
     payer: Payer
     provider: Resolved
@@ -63,6 +66,7 @@ class ModelCall:
     place: Place = field(default_factory=Place)
     failed: bool = False
     estimated: bool = False
+    guessed: int = 0
 
     @property
     def cost_usd(self) -> Decimal | None:

@@ -13,7 +13,11 @@ class AgentSettings(BaseSettings):
 
     # Agents
     max_tool_iterations: int = Field(25, ge=1, description="Rounds of tool calls in one turn.")
-    max_history_messages: int = Field(100, ge=1, description="Messages of a chat given to the model.")
+    max_history_messages: int = Field(
+        100,
+        ge=1,
+        description="Messages of a chat given to the model; older ones are dropped, or summarized (`history_summary`).",
+    )
     agent_job_timeout: float = Field(
         600, gt=0, description="Longest work on one turn, in seconds, not counting the time it waits for others."
     )
