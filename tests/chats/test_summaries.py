@@ -112,6 +112,31 @@ async def test_a_summary_grows_with_the_conversation(few: Runtime, user: Person,
     assert "SUMMARY" not in json.dumps(messages)
 
 
+async def test_a_summary_holds_on_every_branch_that_has_its_message(
+    few: Runtime, user: Person, fake: FakeLLM, declare: Made
+) -> None:
+    async with fake, working(few):
+        chat_id = await open_chat(user, await declare("long", history_summary={}))
+        fake.replies.append(summarizer("SUMMARY"))
+        for number in (1, 2, 3, 4):
+            await stream(user, chat_id, f"question {number}")
+        asked = [message["id"] for message in (await user.http.get(f"/chats/{chat_id}/messages")).json()][::2]
+
+        async def edit(number: int) -> list[str]:
+            """What the model is given when a question is asked in other words."""
+            path = f"/chats/{chat_id}/messages/{asked[number - 1]}/edit"
+            answer = await user.http.post(path, json={"content": f"other {number}"}, timeout=60)
+            assert answer.status_code == 200, answer.text
+            return given(fake.requests[-1])
+
+        after = await edit(3)
+        assert after == ["user: Summary of this conversation so far:  SUMMARY", "user: other 3"]
+        before = await edit(2)
+        assert before[0] == "user: question 1"
+        assert before[-1] == "user: other 2"
+        assert len(summary_requests(fake)) == 1
+
+
 @pytest.mark.parametrize("at", ["while it is made", "when it is kept"])
 async def test_a_summary_outlives_the_worker(
     few: Runtime, user: Person, fake: FakeLLM, declare: Made, tools: CountingTools, at: str
