@@ -11,6 +11,8 @@ It speaks, always streaming (but for embeddings):
     POST .../v1/embeddings              of the three that have them; a vector depends on its text alone
     GET  .../v1/models, /ollama/api/tags                  the names in llm_wire.MODELS; 503 under /broken
 
+A request that its provider would refuse, for the names and ids of its tools, is refused (`llm_rules`).
+
 What it answers is a list of replies (`Reply`; JSON in the control calls). For each request the first reply whose `when`
 is in the last message, and whose `after_tool` agrees with whether that message is a tool result, is used and
 consumed (`times` says how often; null = always). With none left it sends `Reply()`, or what `default` was set to.
@@ -34,6 +36,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from tests.fakes.llm_rules import refusal
 from tests.fakes.llm_wire import embeddings, error_body, model_list, stream_error, stream_events
 
 Provider = Literal["openai", "anthropic", "mistral", "ollama"]
@@ -57,6 +60,7 @@ class Reply(BaseModel):
     signature: str = "c2lnbmF0dXJl"
     redacted: str = ""  # Anthropic's encrypted thinking, after the other
     tool_calls: list[Call] = Field(default_factory=list)
+    recorded: str | None = None  # the stream as a provider wrote it, instead of one made from the rest
     prompt_tokens: int = 11
     completion_tokens: int = 7
     cached_tokens: int = 0
@@ -163,6 +167,10 @@ class FakeLLM:
             return await _send(writer, 200, model_list(provider, tags=path.endswith("/api/tags")))
         request = Request(path, headers, json.loads(raw))
         self.requests.append(request)
+        refused = refusal(provider, request.body) if "messages" in request.body else None
+        if refused is not None:
+            request.finished = True
+            return await _send(writer, 400, error_body(provider, Reply(status=400), refused))
         embeds = path.endswith("/embeddings")
         reply = self.default if embeds else self._choose(request.body)
         await asyncio.sleep(reply.delay)
@@ -213,7 +221,7 @@ class FakeLLM:
         self, request: Request, reply: Reply, provider: Provider, gone: "asyncio.Future[bytes]"
     ) -> AsyncIterator[bytes]:
         """The writes: one per event, unless the reply asks for other cuts."""
-        events = stream_events(provider, request.body, reply)
+        events = [reply.recorded.encode()] if reply.recorded else stream_events(provider, request.body, reply)
         if reply.fail_after is not None:
             events = [*events[: reply.fail_after], stream_error(provider, reply.error)]
         if reply.split_every or reply.split_at or reply.cut_after is not None:

@@ -1,5 +1,7 @@
 """Anthropic's messages API."""
 
+import re
+
 import httpx2
 from anthropic import AsyncAnthropic
 from pydantic_ai.models.anthropic import AnthropicModel, AnthropicModelSettings
@@ -11,7 +13,11 @@ from sinas_server.backends.llm.history import Dialect
 from sinas_server.backends.llm.options import ProviderOptions, keeps_prompts
 
 IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
-DIALECT = Dialect(data=IMAGES | {"application/pdf"}, url=IMAGES | {"image/*", "application/pdf"})
+DIALECT = Dialect(
+    data=IMAGES | {"application/pdf"},
+    url=IMAGES | {"image/*", "application/pdf"},
+    call_id=re.compile(r"[a-zA-Z0-9_-]{1,64}"),
+)
 
 
 def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, http: httpx2.AsyncClient) -> Connection:

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from xml.sax.saxutils import quoteattr
@@ -27,16 +28,20 @@ from sinas_server.backends.llm import (
 )
 
 FINISH_REASONS = {"tool_call": "tool_calls"}
+MAX_NAME = 64
+"""The longest tool name that every provider takes."""
 TEXT_TYPES = frozenset({"application/json", "application/xml", "application/yaml", "application/x-yaml"})
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a provider takes: media inline and by URL (`image/png`, `image/*`), and tool call ids of which length."""
+    """What a provider takes: media inline and by URL (`image/png`, `image/*`), and which ids of tool calls."""
 
     data: frozenset[str]
     url: frozenset[str] = frozenset()
-    tool_id_length: int | None = None
+    call_id: re.Pattern[str] = re.compile(r".{1,40}", re.DOTALL)
+    call_id_length: int = 24
+    """Of the ids that stand for those it does not take."""
 
     def allows(self, part: MediaPart) -> bool:
         """Whether this part can be sent."""
@@ -46,12 +51,17 @@ class Dialect:
             "text/*" in allowed and part.media_type in TEXT_TYPES
         )
 
-    def tool_id(self, call_id: str) -> str:
-        """The id as this provider takes it: itself if it fits, else letters and digits that stand for it."""
-        length = self.tool_id_length
-        if length is None or (len(call_id) == length and call_id.isalnum() and call_id.isascii()):
-            return call_id
-        return hashlib.sha256(call_id.encode()).hexdigest()[:length]
+    def id_of(self, call: ToolCall | ToolMessage) -> str:
+        """A call's id as this provider takes it: itself if it fits, else letters and digits that stand for it."""
+        found = call.id if isinstance(call, ToolCall) else call.call_id
+        if self.call_id.fullmatch(found):
+            return found
+        return hashlib.sha256(found.encode()).hexdigest()[: self.call_id_length]
+
+
+def sent_name(name: str) -> str:
+    """A tool's name as every provider takes it. Ours are so already; models make up others, which history holds."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:MAX_NAME] or "_"
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,8 @@ def to_history(provider: str, messages: Iterable[Message], dialect: Dialect, ori
         elif isinstance(message, SystemMessage):
             pending.append(ai.SystemPromptPart(message.text))
         elif isinstance(message, ToolMessage):
-            call_id = dialect.tool_id(message.call_id)
-            pending.append(ai.ToolReturnPart(message.name, message.content, tool_call_id=call_id))
+            call_id = dialect.id_of(message)
+            pending.append(ai.ToolReturnPart(sent_name(message.name), message.content, tool_call_id=call_id))
         else:
             pending.append(ai.UserPromptPart(_user_content(provider, message, dialect)))
     if pending:
@@ -134,16 +144,16 @@ def _response(message: AssistantMessage, dialect: Dialect, origin: Origin) -> ai
 
     Beside calls, whose thinking some providers insist on, only the text is replaced where it was changed.
     """
-    ids = [dialect.tool_id(call.id) for call in message.tool_calls]
+    ids = [dialect.id_of(call) for call in message.tool_calls]
     native = _parse_native(message.native)
     if native is not None and origin.gave(native) and (message.tool_calls or text_of(native) == message.text):
         calls = [part for part in native.parts if isinstance(part, ai.ToolCallPart)]
         said = [(call.tool_name, arguments_of(call)) for call in calls]
         if said == [(call.name, call.arguments) for call in message.tool_calls]:
-            return _with_ids(_saying(native, message.text), ids)
+            return _sendable(_saying(native, message.text), ids)
     parts: list[ai.ModelResponsePart] = [ai.TextPart(message.text)] if message.text else []
     parts.extend(
-        ai.ToolCallPart(call.name, call.arguments, tool_call_id=call_id)
+        ai.ToolCallPart(sent_name(call.name), call.arguments, tool_call_id=call_id)
         for call, call_id in zip(message.tool_calls, ids, strict=True)
     )
     return ai.ModelResponse(parts=parts)
@@ -170,13 +180,18 @@ def _saying(response: ai.ModelResponse, text: str) -> ai.ModelResponse:
     return replace(response, parts=parts)
 
 
-def _with_ids(response: ai.ModelResponse, ids: Sequence[str]) -> ai.ModelResponse:
-    """The same answer with the ids under which the results will be given."""
+def _sendable(response: ai.ModelResponse, ids: Sequence[str]) -> ai.ModelResponse:
+    """The same answer with the ids under which the results will be given, and names that the provider takes."""
     left = iter(ids)
-    parts = [
-        replace(part, tool_call_id=next(left)) if isinstance(part, ai.ToolCallPart) else part for part in response.parts
-    ]
+    parts = [_sendable_call(part, next(left)) if isinstance(part, ai.ToolCallPart) else part for part in response.parts]
     return replace(response, parts=parts)
+
+
+def _sendable_call(call: ai.ToolCallPart, call_id: str) -> ai.ToolCallPart:
+    name = sent_name(call.tool_name)
+    if name == call.tool_name:
+        return replace(call, tool_call_id=call_id)
+    return ai.ToolCallPart(name, call.args, tool_call_id=call_id)
 
 
 def text_of(response: ai.ModelResponse) -> str:

@@ -1,5 +1,7 @@
 """Mistral's chat completions."""
 
+import re
+
 import httpx2
 from mistralai.client import Mistral
 from pydantic_ai.models.mistral import MistralModel, MistralModelSettings
@@ -14,7 +16,8 @@ from sinas_server.backends.llm.options import ProviderOptions, keeps_prompts
 DIALECT = Dialect(
     data=frozenset({"image/*", "application/pdf"}),
     url=frozenset({"image/*", "application/pdf"}),
-    tool_id_length=9,
+    call_id=re.compile(r"[a-zA-Z0-9]{9}"),
+    call_id_length=9,
 )
 
 

@@ -1,5 +1,6 @@
 """pydantic-ai's errors as `ProviderError`."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from sinas_server.backends.net import ForbiddenAddressError
 
 CONTENT_ERRORS: tuple[type[Exception], ...] = (ai.UserError, NotImplementedError, AssertionError, ValueError)
 """What the adapters raise for a request that a provider cannot take."""
+DECODING_ERRORS = (UnicodeDecodeError, json.JSONDecodeError)
+"""What they raise for an answer that is not UTF-8, or not JSON."""
 TRANSPORT_ERRORS: tuple[type[Exception], ...] = (ai.ModelConnectionError, httpx2.HTTPError, ForbiddenAddressError)
 
 
@@ -25,6 +28,8 @@ def translated(provider: str, error: Exception, secrets: Sequence[str]) -> Provi
         if isinstance(error, ai.ModelQuotaExceededError):
             found.retryable = False  # reported as 429, but waiting does not fill an empty account
         return found
+    if isinstance(error, DECODING_ERRORS):  # they are `ValueError`s too, but about what came, not what was sent
+        return ProviderError(f"{provider} ended its answer in the middle, or wrote nonsense", retryable=True)
     if isinstance(error, CONTENT_ERRORS):
         return ProviderError(redacted(f"the request cannot be sent to {provider}: {error}", secrets))
     # An error inside a stream without a status, or an answer that makes no sense: another try may go well.
