@@ -1,9 +1,7 @@
 """Every provider's adapter against the fake server: what is sent, what is streamed, what an answer holds."""
 
 import asyncio
-import base64
 import json
-import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -16,19 +14,16 @@ from sinas_server.backends.llm import (
     Answer,
     AssistantMessage,
     LanguageModel,
-    MediaPart,
     ProviderConfig,
     Sampling,
     TextDelta,
-    TextPart,
     ToolCall,
     ToolMessage,
-    UserMessage,
     openai,
 )
 from sinas_server.backends.llm.open import open_model
 from sinas_server.backends.llm.options import ProviderOptions, endpoint_of
-from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, Connect, Way, ask, collect, failure, text, thinking
+from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, Connect, Way, ask, collect, text, thinking
 from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
 
 Json = dict[str, Any]
@@ -306,52 +301,6 @@ def test_openai_itself_gets_its_newer_names() -> None:
     profile = connection.model("gpt-4o").profile
     assert profile.get("openai_chat_supports_max_completion_tokens", True)
     assert profile.get("openai_chat_streaming_requires_finish_reason")
-
-
-PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
-MEDIA = {
-    "image": MediaPart("image", "image/png", PNG, detail="low"),
-    "image url": MediaPart("image", "image/png", url="https://example.com/cat.png"),
-    "audio": MediaPart("audio", "audio/wav", PNG),
-    "pdf": MediaPart("file", "application/pdf", PNG, filename="bill.pdf"),
-    "pdf url": MediaPart("file", "application/pdf", url="https://example.com/bill.pdf"),
-    "text": MediaPart("file", "text/csv", base64.b64encode(b"a;b").decode(), filename="orders.csv"),
-    "zip": MediaPart("file", "application/zip", PNG),
-}
-TAKES: dict[Provider, set[str]] = {
-    "openai": {"image", "image url", "audio", "pdf", "text"},
-    "anthropic": {"image", "image url", "pdf", "pdf url", "text"},
-    "mistral": {"image", "image url", "pdf", "pdf url", "text"},
-    "ollama": {"image", "text"},
-}
-
-
-@pytest.mark.parametrize("name", MEDIA)
-async def test_media_is_sent_or_refused(fake: FakeLLM, model: LanguageModel, provider: Provider, name: str) -> None:
-    part = MEDIA[name]
-    request = ask(UserMessage((TextPart("What is this?"), part)))
-    if name in TAKES[provider]:
-        await collect(model, request)
-        sent = json.dumps(fake.requests[0].body["messages"][-1])
-        expected = "a;b" if name == "text" else part.url or PNG
-        assert expected in sent
-    else:
-        error = await failure(model, request)
-        assert f"{provider} does not take {part.kind} content of type {part.media_type}" in str(error)
-        assert not error.retryable
-        assert fake.requests == []
-
-
-@pytest.mark.parametrize(
-    ("part", "reason"),
-    [
-        (MediaPart("image", "image/png", "%%%"), "not base64"),
-        (MediaPart("file", "text/csv", base64.b64encode(b"\xff").decode(), filename="a.csv"), "a.csv .* is not UTF-8"),
-        (MediaPart("image", "image/tiff"), "image/tiff by URL|neither data nor a URL"),
-    ],
-)
-async def test_media_that_cannot_be_read(model: LanguageModel, part: MediaPart, reason: str) -> None:
-    assert re.search(reason, str(await failure(model, ask(UserMessage((part,))))))
 
 
 async def test_one_connection_serves_many_requests(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:

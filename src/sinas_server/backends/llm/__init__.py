@@ -20,14 +20,20 @@ class TextPart:
 
 @dataclass(frozen=True)
 class MediaPart:
-    """An image, an audio clip or a file: bytes (base64) or an address the provider fetches."""
+    """An image, an audio clip or a file: its bytes, or an address the provider fetches.
+
+    `blob` is the key of bytes that are kept: whoever asks a model puts them into `data` first.
+    """
 
     kind: Literal["image", "audio", "file"]
     media_type: str
-    data_base64: str | None = None
+    data: bytes | None = None
     url: str | None = None
     filename: str | None = None
     detail: Literal["low", "high", "auto"] | None = None
+    blob: str | None = None
+    size: int = 0
+    """In bytes; 0 for an address."""
 
 
 Part = TextPart | MediaPart

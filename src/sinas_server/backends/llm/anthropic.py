@@ -12,12 +12,7 @@ from sinas_server.backends.llm.connection import Connection
 from sinas_server.backends.llm.history import Dialect
 from sinas_server.backends.llm.options import ProviderOptions, keeps_prompts
 
-IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
-DIALECT = Dialect(
-    data=IMAGES | {"application/pdf"},
-    url=IMAGES | {"image/*", "application/pdf"},
-    call_id=re.compile(r"[a-zA-Z0-9_-]{1,64}"),
-)
+DIALECT = Dialect(call_id=re.compile(r"[a-zA-Z0-9_-]{1,64}"))
 
 
 def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, http: httpx2.AsyncClient) -> Connection:

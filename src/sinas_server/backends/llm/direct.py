@@ -32,6 +32,7 @@ class DirectModel:
     """Requests over one connection."""
 
     def __init__(self, config: ProviderConfig, options: ProviderOptions, connection: Connection) -> None:
+        self._config = config
         self._provider = config.type
         self._options = options
         self._connection = connection
@@ -43,7 +44,7 @@ class DirectModel:
         with provider_errors(self._provider, self._secrets):
             model = self._model(request.model)
             origin = Origin(model.system, model.base_url)
-            history = to_history(self._provider, request.messages, self._connection.dialect, origin)
+            history = to_history(self._config, request, self._connection.dialect, origin)
             async with model_request_stream(
                 model,
                 history,

@@ -1,11 +1,9 @@
 """Our messages to and from pydantic-ai's, which is the form every provider adapter speaks."""
 
-import base64
-import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from xml.sax.saxutils import quoteattr
 
@@ -16,8 +14,8 @@ from sinas_server.backends.llm import (
     Answer,
     AssistantMessage,
     MediaPart,
-    Message,
-    Part,
+    ModelRequest,
+    ProviderConfig,
     ProviderError,
     SystemMessage,
     TextPart,
@@ -26,30 +24,21 @@ from sinas_server.backends.llm import (
     Usage,
     UserMessage,
 )
+from sinas_server.backends.llm.media import refusal
+from sinas_server.kit.media import is_text
 
 FINISH_REASONS = {"tool_call": "tool_calls"}
 MAX_NAME = 64
 """The longest tool name that every provider takes."""
-TEXT_TYPES = frozenset({"application/json", "application/xml", "application/yaml", "application/x-yaml"})
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a provider takes: media inline and by URL (`image/png`, `image/*`), and which ids of tool calls."""
+    """How a provider wants messages written: which ids of tool calls it takes."""
 
-    data: frozenset[str]
-    url: frozenset[str] = frozenset()
     call_id: re.Pattern[str] = re.compile(r".{1,40}", re.DOTALL)
     call_id_length: int = 24
     """Of the ids that stand for those it does not take."""
-
-    def allows(self, part: MediaPart) -> bool:
-        """Whether this part can be sent."""
-        major = part.media_type.split("/")[0]
-        allowed = self.data if part.data_base64 is not None else self.url
-        return bool(allowed & {part.media_type, f"{major}/*"}) or (
-            "text/*" in allowed and part.media_type in TEXT_TYPES
-        )
 
     def id_of(self, call: ToolCall | ToolMessage) -> str:
         """A call's id as this provider takes it: itself if it fits, else letters and digits that stand for it."""
@@ -76,11 +65,13 @@ class Origin:
         return native.provider_name == self.name and native.provider_url in (None, self.url)
 
 
-def to_history(provider: str, messages: Iterable[Message], dialect: Dialect, origin: Origin) -> list[ai.ModelMessage]:
-    """The conversation for a request. Raises `ProviderError` for media that the provider does not take."""
+def to_history(
+    config: ProviderConfig, request: ModelRequest, dialect: Dialect, origin: Origin
+) -> list[ai.ModelMessage]:
+    """The conversation of a request. Raises `ProviderError` for media that the model does not take."""
     history: list[ai.ModelMessage] = []
     pending: list[ai.ModelRequestPart] = []
-    for message in messages:
+    for message in request.messages:
         if isinstance(message, AssistantMessage):
             if pending:
                 history.append(ai.ModelRequest(parts=pending))
@@ -92,42 +83,33 @@ def to_history(provider: str, messages: Iterable[Message], dialect: Dialect, ori
             call_id = dialect.id_of(message)
             pending.append(ai.ToolReturnPart(sent_name(message.name), message.content, tool_call_id=call_id))
         else:
-            pending.append(ai.UserPromptPart(_user_content(provider, message, dialect)))
+            pending.append(ai.UserPromptPart(_user_content(config, request.model, message)))
     if pending:
         history.append(ai.ModelRequest(parts=pending))
     return history
 
 
-def _user_content(provider: str, message: UserMessage, dialect: Dialect) -> str | list[ai.UserContent]:
+def _user_content(config: ProviderConfig, model: str, message: UserMessage) -> str | list[ai.UserContent]:
     if all(isinstance(part, TextPart) for part in message.parts):
         return "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
-    return [_user_part(provider, part, dialect) for part in message.parts]
+    return [part.text if isinstance(part, TextPart) else _media(config, model, part) for part in message.parts]
 
 
-def _user_part(provider: str, part: Part, dialect: Dialect) -> ai.UserContent:
-    if isinstance(part, TextPart):
-        return part.text
-    if part.data_base64 is not None and (part.media_type.startswith("text/") or part.media_type in TEXT_TYPES):
-        return _inlined(part, _decoded(part, part.data_base64))
-    if not dialect.allows(part):
-        form = "inline" if part.data_base64 is not None else "by URL"
-        raise ProviderError(f"{provider} does not take {part.kind} content of type {part.media_type} {form}")
+def _media(config: ProviderConfig, model: str, part: MediaPart) -> ai.UserContent:
+    refused = refusal(config, model, part)
+    if refused is not None:
+        raise ProviderError(refused)
     details = {"detail": part.detail} if part.detail and part.kind == "image" else None
-    if part.data_base64 is not None:
-        data = _decoded(part, part.data_base64)
-        return ai.BinaryContent(data, media_type=part.media_type, identifier=part.filename, vendor_metadata=details)
-    if part.url is None:
+    if part.url is not None:
+        # Never another sort of address: the library would fetch those itself, and that from here.
+        if part.media_type.startswith("image/"):
+            return ai.ImageUrl(part.url, media_type=part.media_type, vendor_metadata=details)
+        return ai.DocumentUrl(part.url, media_type=part.media_type)
+    if part.data is None:
         raise ProviderError(f"the {part.kind} content has neither data nor a URL")
-    if part.kind == "image":
-        return ai.ImageUrl(part.url, media_type=part.media_type, vendor_metadata=details)
-    return ai.DocumentUrl(part.url, media_type=part.media_type)
-
-
-def _decoded(part: MediaPart, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ProviderError(f"the {part.kind} content is not base64: {error}") from None
+    if is_text(part.media_type):
+        return _inlined(part, part.data)
+    return ai.BinaryContent(part.data, media_type=part.media_type, identifier=part.filename, vendor_metadata=details)
 
 
 def _inlined(part: MediaPart, data: bytes) -> str:

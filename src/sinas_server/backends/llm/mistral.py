@@ -13,12 +13,7 @@ from sinas_server.backends.llm.connection import Connection
 from sinas_server.backends.llm.history import Dialect
 from sinas_server.backends.llm.options import ProviderOptions, keeps_prompts
 
-DIALECT = Dialect(
-    data=frozenset({"image/*", "application/pdf"}),
-    url=frozenset({"image/*", "application/pdf"}),
-    call_id=re.compile(r"[a-zA-Z0-9]{9}"),
-    call_id_length=9,
-)
+DIALECT = Dialect(call_id=re.compile(r"[a-zA-Z0-9]{9}"), call_id_length=9)
 
 
 def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, http: httpx2.AsyncClient) -> Connection:

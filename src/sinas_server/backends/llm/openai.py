@@ -19,8 +19,7 @@ from sinas_server.backends.llm.options import OFFICIAL, ProviderOptions, keeps_p
 
 NO_KEY = "none"
 """Sent where a server wants no key, since the client insists on one."""
-OPENAI = Dialect(data=frozenset({"image/*", "audio/wav", "audio/mpeg", "application/pdf"}), url=frozenset({"image/*"}))
-OLLAMA = Dialect(data=frozenset({"image/*"}))
+DIALECT = Dialect()
 
 
 def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, http: httpx2.AsyncClient) -> Connection:
@@ -37,9 +36,9 @@ def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, htt
     client.organization, client.project = options.organization_id, None
 
     if config.type == "ollama":
-        return Connection(lambda name: _ollama(name, client), OLLAMA)
+        return Connection(lambda name: _ollama(name, client), DIALECT)
     caching = _caching if keeps_prompts(config, endpoint, options) else None
-    return Connection(lambda name: _openai(name, client), OPENAI, caching=caching)
+    return Connection(lambda name: _openai(name, client), DIALECT, caching=caching)
 
 
 def _caching(cache_key: str) -> OpenAIChatModelSettings:
