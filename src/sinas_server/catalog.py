@@ -15,6 +15,7 @@ from sinas_server.agents.bootstrap import bootstrap as bootstrap_agents
 from sinas_server.agents.kind import AGENT
 from sinas_server.chats.again import again_router
 from sinas_server.chats.approvals import approvals_router
+from sinas_server.chats.attached import attached_router
 from sinas_server.chats.branches import branches_router
 from sinas_server.chats.chat import CHATS
 from sinas_server.chats.chat_batches import CHAT_BATCH_LOOP, CHAT_MEMBERS, chat_batches_router
@@ -57,6 +58,7 @@ from sinas_server.identity.mail import LETTER_TASK, MAIL_TASK, send_mail
 from sinas_server.identity.reference import RESOURCES as PEOPLE
 from sinas_server.identity.sweep import SWEEP_LOOP
 from sinas_server.kernel.access import AccessResource, Caller
+from sinas_server.kernel.blobs import BLOBS_LOOP
 from sinas_server.kernel.command import Handler
 from sinas_server.kernel.delivery import DELIVERY_TASK, deliver_task
 from sinas_server.kernel.job import AnyJob
@@ -106,6 +108,7 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     chats_router,
     again_router,
     branches_router,
+    attached_router,
     chat_batches_router,
     pending_input_router,
     approvals_router,
@@ -164,7 +167,7 @@ FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETEN
 
 LOOPS: tuple[Loop, ...] = (
     *(PURGE_LOOP, TASKS_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP),
-    *(CHAT_BATCH_LOOP, FORGET_LOOP, SPENDING_LOOP, LATE_HOOKS_LOOP, PRUNE_LOOP),
+    *(CHAT_BATCH_LOOP, FORGET_LOOP, SPENDING_LOOP, LATE_HOOKS_LOOP, PRUNE_LOOP, BLOBS_LOOP),
     *FUNCTION_LOOPS,
 )
 """Run by the scheduler."""

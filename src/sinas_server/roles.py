@@ -19,6 +19,7 @@ from redis.backoff import ConstantBackoff
 
 from sinas_server import catalog
 from sinas_server.app import create_app
+from sinas_server.backends.blobs.disk import DiskBlobs
 from sinas_server.backends.db import open_engine
 from sinas_server.backends.db.migrate import migrate
 from sinas_server.backends.delivery import Receivers
@@ -96,6 +97,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         mailer=open_mailer(settings),
         renderer=renderer,
         models=ModelPool(renderer),
+        blobs=DiskBlobs(settings.blobs_directory),
         authenticate=authenticate,
         kinds={kind.name: kind for kind in catalog.KINDS},
         resources=catalog.RESOURCES,

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 from sqlalchemy import select
 
-from sinas_server.backends.llm import Answer, TextDelta, ToolCall
+from sinas_server.backends.llm import Answer, MediaPart, TextDelta, TextPart, ToolCall, UserMessage
 from sinas_server.chats.late_hooks import apply_late_hooks
 from sinas_server.chats.tables import LateHookRow, TurnRow
 from sinas_server.functions.tables import ExecutionRow
@@ -18,6 +18,7 @@ from tests.chats.conftest import CountingTools, Declare, Json, get_chat, open_ch
 from tests.chats.test_failures import Model, Script, with_model
 from tests.chats.test_recovery import Breaker
 from tests.functions.conftest import working as functions_working
+from tests.media import PNG, data_url
 from tests.people import Person
 
 Hook = Callable[..., Awaitable[Json]]
@@ -82,14 +83,14 @@ async def test_the_model_hears_what_they_made_of_it_and_media_stay(
     agent = await declare("plain", hooks={"on_user_message": [await hook("upper", UPPER)]})
     chat_id = await open_chat(user, agent)
     model = Model([Answer("Ok")], [Answer("Ok")])
-    pixel = "data:image/png;base64,iVBORw0KGgo="
+    pixel = data_url("image/png", PNG)
     async with working(with_model(runtime, model)):
         await stream(user, chat_id, "quiet")
         await stream(user, chat_id, [{"type": "text", "text": "look"}, {"type": "image", "image": pixel}])
     assert "QUIET" in str(model.requests[0].messages[-1])
-    heard = str(model.requests[1].messages[-1])
-    assert "LOOK" in heard
-    assert "iVBORw0KGgo=" in heard
+    assert model.requests[1].messages[-1] == UserMessage(
+        (TextPart("LOOK"), MediaPart("image", "image/png", data=PNG, size=len(PNG)))
+    )
 
 
 async def test_another_answer_asks_them_again_only_about_what_did_not_pass(

@@ -44,9 +44,9 @@ def test_the_newest_exchanges_are_kept_and_no_call_loses_its_results(roles: str,
 
 
 def test_media_and_tools_count() -> None:
-    image = UserMessage((TextPart(TEN), MediaPart("image", "image/png", data_base64="A" * 100_000)))
+    image = UserMessage((TextPart(TEN), MediaPart("image", "image/png", blob="0" * 64, size=75_000)))
     assert tokens_of(image) == 10 + MEDIA_TOKENS
-    file = UserMessage((MediaPart("file", "text/plain", data_base64="A" * 1600),))
+    file = UserMessage((MediaPart("file", "text/plain", blob="0" * 64, size=1200),))
     assert tokens_of(file) == 300
     tool = ToolSpec("look", TEN, {"type": "object"})
     bare = ModelRequest(model="m", messages=(SystemMessage(TEN),), max_tokens=100)

@@ -1,5 +1,6 @@
 """Objects for the authorization fuzzer: whatever a route's path names, made anew and owned by whoever shall own it."""
 
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from sinas_server.identity.tables import RefreshTokenRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kit.clock import now
 from sinas_server.kit.crypto import hash_token
+from tests.media import PNG, data_url
 from tests.people import Person
 
 Json = dict[str, Any]
@@ -113,6 +115,16 @@ class Objects:
         places = await self.chat("danger")
         await self._post(self.owner, f"/chats/{places['chat_id']}/stop", {})
         return places
+
+    async def attachment(self) -> Places:
+        """A chat with an image."""
+        agent = await self.agent()
+        chat = await self._post(self.owner, f"/agents/default/{agent['name']}/chats", {})
+        image: Json = {"type": "image", "image": data_url("image/png", PNG)}
+        await self._post(self.owner, f"/chats/{chat['id']}/messages", {"content": [image]})
+        shown = (await self.owner.http.get(f"/chats/{chat['id']}")).json()["messages"][0]["content"]
+        address = json.loads(shown)[0]["image"].partition("?")[0]
+        return {"chat_id": chat["id"], "attachment_id": address.rpartition("/")[2]}
 
     async def waiting_chat(self) -> Places:
         places = await self.chat("danger")
@@ -234,6 +246,7 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/pending-input/", Objects.asking_chat),
     ("/messages/{", Objects.said),
     ("/chats/{chat_id}/retry", Objects.stopped_chat),
+    ("/attachments/{", Objects.attachment),
     ("/chats/{", Objects.chat),
     ("/(executions|jobs)/.*/cancel$", Objects.queued_execution),
     ("/dlq/{", Objects.dead_letter),

@@ -14,7 +14,7 @@ from sinas_server.chats.path import last_of
 from sinas_server.chats.record import last_turn
 from sinas_server.chats.routes import EVENT_STREAM, ChatId, streamed
 from sinas_server.chats.send import answered, finished
-from sinas_server.chats.start import Said, Started, start_said
+from sinas_server.chats.start import Said, Started, accept_in, start_said
 from sinas_server.chats.tables import ChatRow, MessageRow, Status
 from sinas_server.chats.views import MessageSendRequest, SentResponse
 from sinas_server.kernel.access import Caller
@@ -98,12 +98,14 @@ async def _regenerate_stream(
 async def _editing(
     at: tuple[UUID, UUID], body: MessageSendRequest, runtime: Runtime, caller: Caller, key: str | None
 ) -> Begun:
+    content = await accept_in(runtime, caller, at[0], body.content)
+
     async def begin(db: Db, chat: ChatRow) -> Started:
         message = await message_in(db, chat, at[1])
         if message.role != "user":
             raise InvalidError([(("path", "message_id"), "must be a message of the user; others cannot be edited")])
         await go_on_after(db, chat, await last_of(db, chat.id, message.branch, MessageRow.seq < message.seq))
-        return await start_said(db, runtime, caller, chat, Said(body.content, body.include_thinking))
+        return await start_said(db, runtime, caller, chat, Said(content, body.include_thinking))
 
     return await begin_in(runtime, caller, at[0], key, _asked("edit", at, body), begin)
 

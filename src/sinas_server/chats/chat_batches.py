@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import ColumnElement, case, func, insert, or_, select, update
 
 from sinas_server.agents.kind import AgentSpec
+from sinas_server.chats.attachments import accept_for
 from sinas_server.chats.chat import CHATS, Wanted, chat_agent, create_chat
-from sinas_server.chats.content import Content
+from sinas_server.chats.content import Content, Kept
 from sinas_server.chats.ending import Ending, end_open
 from sinas_server.chats.start import Said, start_child
 from sinas_server.chats.tables import OPEN, QUEUE, BatchTurnRow, MessageRow, Status, TurnRow
@@ -89,13 +90,17 @@ async def _begin(
         raise BadRequestError(f"a batch has at most {MAX_BATCH} inputs, not {len(body.inputs)}")
     callback = check_receiver(runtime, body.callback_url, ("body", "callback_url"))
     batch_callback = check_receiver(runtime, body.batch_callback_url, ("body", "batch_callback_url"))
+    messages = [
+        await accept_for(runtime, caller, (namespace, agent_name), given.message, ("body", "inputs", index, "message"))
+        for index, given in enumerate(body.inputs)
+    ]
     async with runtime.database.unit() as db:
         agent = await chat_agent(db, caller, namespace, agent_name)
         _check_inputs(agent, body.inputs)
         await check_budgets(runtime, Payer(caller.id, caller.api_key, agent.id, agent.ref))
         total = len(body.inputs)
         batch_id = await create_batch(db, caller, CHATS.name, agent.ref, total, batch_callback)
-        chats = await _begin_chats(db, runtime, caller, agent, body)
+        chats = await _begin_chats(db, runtime, caller, agent, (body, messages))
         turns = await _turns_of(db, chats)
         rows = [
             {
@@ -129,13 +134,14 @@ def _trigger(body: ChatBatchRequest, index: int) -> str | None:
 
 
 async def _begin_chats(
-    db: Db, runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], body: ChatBatchRequest
+    db: Db, runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], asked: tuple[ChatBatchRequest, list[Kept]]
 ) -> list[UUID]:
-    ids = []
-    for index, given in enumerate(body.inputs):
+    """`asked`: the request, and its messages with their bytes kept."""
+    ids, (body, messages) = [], asked
+    for index, (given, message) in enumerate(zip(body.inputs, messages, strict=True)):
         wanted = Wanted(input=given.input_variables or {}, title=_trigger(body, index))
         chat = await create_chat(db, caller, agent, wanted)
-        await start_child(db, runtime, caller, chat, agent, Said(given.message))
+        await start_child(db, runtime, caller, chat, agent, Said(message))
         ids.append(chat.id)
     return ids
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import aliased
 
 from sinas_server.agents.kind import AGENT, AgentSpec
 from sinas_server.chats.chat import Wanted, create_chat
+from sinas_server.chats.content import Kept
 from sinas_server.chats.ending import abandon
 from sinas_server.chats.nesting import AGENTS, ChildIds
 from sinas_server.chats.record import locked_turn
@@ -118,7 +119,7 @@ async def _begin(
         chat = await create_chat(db, caller, agent, wanted)
     except InvalidError as error:
         return ToolResult(f"Error: {error.detail}".replace("body.input", "arguments.input"), is_error=True)
-    await start_child(db, runtime, caller, chat, agent, Said(message, by=ByCall(parent, identity)))
+    await start_child(db, runtime, caller, chat, agent, Said(Kept(message), by=ByCall(parent, identity)))
     return Waiting(Wait.AGENT)
 
 

@@ -104,7 +104,9 @@ async def said_in(db: Db, chat: ChatRow, branch: int) -> list[BranchMessageRespo
     beside = siblings(await forks_of(db, chat.id))
     parents = [None, *(row.id for row in rows)]
     return [
-        BranchMessageResponse(**message_fields(row), parent_message_id=parent, sibling_ids=beside.get(row.id, []))
+        BranchMessageResponse(
+            **message_fields(row, db.settings), parent_message_id=parent, sibling_ids=beside.get(row.id, [])
+        )
         for row, parent in zip(rows, parents, strict=False)
     ]
 

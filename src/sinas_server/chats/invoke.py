@@ -8,6 +8,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from sinas_server.agents.kind import AgentSpec
+from sinas_server.chats.attachments import accept_for
 from sinas_server.chats.chat import Wanted, alive, chat_agent, create_chat, may_talk
 from sinas_server.chats.once import IdempotencyKey, start_once
 from sinas_server.chats.send import answered, finished
@@ -57,11 +58,12 @@ async def _invoke(
     idempotency_key: IdempotencyKey = None,
 ) -> InvokeResponse:
     """Waits for the answer; if the client goes away, the turn goes on."""
+    message = await accept_for(runtime, caller, at, body.message, ("body", "message"))
     async with runtime.database.unit() as db:
         agent = await chat_agent(db, caller, *at)
 
         async def start() -> Started:
-            return await start_turn(db, runtime, caller, await _session(db, caller, agent, body), body.message)
+            return await start_turn(db, runtime, caller, await _session(db, caller, agent, body), message)
 
         asked: JsonValue = {"agent_id": str(agent.id), "body": body.model_dump(mode="json")}
         if idempotency_key is None:

@@ -40,6 +40,7 @@ from sinas_server.chats.prepare import Prepared, prepare
 from sinas_server.chats.prompt import PromptError
 from sinas_server.chats.record import as_runs, read_said
 from sinas_server.chats.summary import Memory
+from sinas_server.chats.supply import readable, supplied, takes_last
 from sinas_server.chats.tables import TurnRow
 from sinas_server.chats.window import Window, counted, fitting, guessed
 from sinas_server.kernel.errors import SinasError, UnavailableError
@@ -269,11 +270,11 @@ class AgentLoop:
             room = self._window(prepared, provider).room(prepared.prompt.request(after, provider.model))
             if room is not None:
                 history = fitting(history, room)
-            request = prepared.prompt.request([*history, *after], provider.model)
+            request = prepared.prompt.request([*readable(provider, history), *after], provider.model)
             try:
                 return await self._heard_from(prepared, provider, request, speech)
             except ProviderError as error:
-                following = None if self.begun else await self._fallback(prepared)
+                following = None if self.begun else await self._fallback(prepared, history)
                 if following is None:
                     raise
                 log.warning("falling back", provider=provider.name, turn=str(self.turn.id), error=str(error))
@@ -282,12 +283,14 @@ class AgentLoop:
                 self.call = None
             self.provider = following
 
-    async def _fallback(self, prepared: Prepared) -> Resolved | None:
-        """The next provider to ask; one that is not available now is passed over."""
+    async def _fallback(self, prepared: Prepared, history: Sequence[Message]) -> Resolved | None:
+        """The next provider to ask; one that is not available now, or cannot take what was sent, is passed over."""
         for fallback in prepared.prompt.agent.fallback_providers[self.fallen :]:
             self.fallen += 1
             with suppress(NoProviderError):
-                return await resolve_fallback(self.runtime.database, fallback.provider, fallback.model)
+                found = await resolve_fallback(self.runtime.database, fallback.provider, fallback.model)
+                if takes_last(found, history):
+                    return found
         return None
 
     async def _heard_from(
@@ -300,7 +303,8 @@ class AgentLoop:
             read = Usage(prompt_tokens=tokens_asked(request))
             size = 0 if provider.context_window is None else guessed(request)
             self.call = ModelCall(prepared.payer, provider, read, self.journal.place, estimated=True, guessed=size)
-            async with aclosing(ask(self.runtime, provider.config, request)) as groups:
+            whole = await supplied(self.runtime, request)
+            async with aclosing(ask(self.runtime, provider.config, whole)) as groups:
                 async for group in groups:
                     self.begun = True
                     for event in group:

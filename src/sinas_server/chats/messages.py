@@ -20,6 +20,7 @@ from sinas_server.kernel.errors import BadRequestError, ForbiddenError
 from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, new_router
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.clock import now
+from sinas_server.settings import Settings
 
 REACH = 20_000
 """The most messages a request looks at, the newest first: a search costs the same however many there are."""
@@ -150,12 +151,12 @@ async def _found(db: Db, newest: Subquery, only: MessageFilter) -> tuple[list[Fo
         .limit(only.limit)
         .offset(only.offset)
     )
-    return [_shown(*row) for row in await db.execute(page)], total, looked_at == REACH
+    return [_shown(*row, db.settings) for row in await db.execute(page)], total, looked_at == REACH
 
 
-def _shown(message: MessageRow, chat: ChatRow) -> FoundMessage:
+def _shown(message: MessageRow, chat: ChatRow, settings: Settings) -> FoundMessage:
     return FoundMessage(
-        **message_fields(message),
+        **message_fields(message, settings),
         chat=MessageChat(
             id=chat.id, title=chat.title, agent_namespace=chat.agent_namespace, agent_name=chat.agent_name
         ),

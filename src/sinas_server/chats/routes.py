@@ -29,7 +29,7 @@ from sinas_server.chats.live import topic
 from sinas_server.chats.once import IdempotencyKey, begin_in
 from sinas_server.chats.record import last_turn
 from sinas_server.chats.send import answered, finished
-from sinas_server.chats.start import Started, start_now, start_turn
+from sinas_server.chats.start import Started, accept_in, start_now, start_turn
 from sinas_server.chats.tables import ChannelRow, ChatRow, SummaryRow
 from sinas_server.chats.views import (
     AgentChatCreateRequest,
@@ -176,9 +176,10 @@ async def _start(
     thinking = body.include_thinking
     if key is None:
         return await start_now(runtime, caller, chat_id, body.content, include_thinking=thinking), False
+    content = await accept_in(runtime, caller, chat_id, body.content)
 
     async def begin(db: Db, chat: ChatRow) -> Started:
-        return await start_turn(db, runtime, caller, chat, body.content, include_thinking=thinking)
+        return await start_turn(db, runtime, caller, chat, content, include_thinking=thinking)
 
     asked: JsonValue = {"chat_id": str(chat_id), "body": body.model_dump(mode="json")}
     return await begin_in(runtime, caller, chat_id, key, asked, begin)

@@ -47,7 +47,7 @@ async def answered(runtime: Runtime, turn: TurnRow) -> SentResponse:
         raise ConflictError("The turn was stopped before the agent said anything")
     states = {Status.SUSPENDED: "input_required", **dict.fromkeys(UNDER_WAY, "in_progress")}
     return SentResponse(
-        **message_fields(message),
+        **message_fields(message, runtime.settings),
         status=states.get(Status(turn.status), "completed"),
         pending_inputs=[PendingInputResponse.of(call) for call in inputs],
         pending_approvals=[PendingApprovalResponse.of(call) for call in approvals],

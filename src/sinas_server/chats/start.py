@@ -12,17 +12,18 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.db import is_lost
+from sinas_server.chats.attachments import accept, attaching
 from sinas_server.chats.chat import may_talk, own_chat
-from sinas_server.chats.content import Content, stored
+from sinas_server.chats.content import Content, Kept, texts
 from sinas_server.chats.ending import Ending, end_open
 from sinas_server.chats.live import turn_topic
 from sinas_server.chats.nesting import ChildIds
 from sinas_server.chats.prepare import usable_agent
 from sinas_server.chats.record import read_turn
 from sinas_server.chats.tables import QUEUE, ChannelRow, ChatRow, MessageRow, Status, TurnRow
-from sinas_server.chats.talk import IS_OPEN, allowed_agent, read_talk
+from sinas_server.chats.talk import IS_OPEN, Talk, allowed_agent, read_talk
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import ConflictError, NotFoundError, UnavailableError
+from sinas_server.kernel.errors import ConflictError, Location, NotFoundError, UnavailableError
 from sinas_server.kernel.job import wake
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
@@ -33,6 +34,8 @@ from sinas_server.providers.usage import Payer
 
 BUSY = "The agent is still answering the last message: wait for it, or stop it with POST /chats/{chat_id}/stop"
 UNANSWERED = "Not carried out: this waited for the user, who sent another message instead."
+CONTENT: Location = ("body", "content")
+"""Where requests to a chat have what is said."""
 LOOK_SECONDS = 1.0
 """A lost signal delays an answer by at most this."""
 
@@ -47,7 +50,7 @@ class Started:
 
 
 async def start_turn(
-    db: Db, runtime: Runtime, caller: Caller, chat: ChatRow, content: Content, *, include_thinking: bool = False
+    db: Db, runtime: Runtime, caller: Caller, chat: ChatRow, content: Kept, *, include_thinking: bool = False
 ) -> Started:
     """Have the agent answer a message. `chat`: locked by this transaction. Raises 404, 403, or 409 for a busy chat."""
     return await start_said(db, runtime, caller, chat, Said(content, include_thinking))
@@ -67,13 +70,21 @@ async def start_said(db: Db, runtime: Runtime, caller: Caller, chat: ChatRow, sa
 
 
 async def start_now(
-    runtime: Runtime, caller: Caller, chat_id: UUID, content: Content, *, include_thinking: bool = False
+    runtime: Runtime,
+    caller: Caller,
+    chat_id: UUID,
+    said: Content,
+    at: Location = CONTENT,
+    *,
+    include_thinking: bool = False,
 ) -> Started:
-    """Like `start_turn`, for a chat of the caller: two round trips where nothing stands in the way."""
-    talk = await read_talk(runtime.database, chat_id)
-    if talk is None or not may_talk(caller, talk.chat.user_id):
-        raise NotFoundError("chat not found")
+    """Like `start_turn`, for a chat of the caller: two round trips where nothing stands in the way.
+
+    `at`: see `accept`, whose errors it raises too.
+    """
+    talk = await _own_talk(runtime, caller, chat_id)
     agent = allowed_agent(caller, talk.chat, talk.agent)
+    content = await accept(runtime, caller, agent, said, at)
     if not talk.busy:
         await check_budgets(runtime, _payer(caller, agent))
         values = _values(runtime, caller, talk.chat, agent, Said(content, include_thinking))
@@ -85,6 +96,22 @@ async def start_now(
     async with runtime.database.unit() as db:
         chat = await own_chat(db, caller, chat_id)
         return await start_turn(db, runtime, caller, chat, content, include_thinking=include_thinking)
+
+
+async def accept_in(runtime: Runtime, caller: Caller, chat_id: UUID, said: Content) -> Kept:
+    """What is said in a chat of the caller, as `accept` gives it. Raises 404 and 403 too."""
+    mere = texts(said)
+    if mere is not None:
+        return mere
+    talk = await _own_talk(runtime, caller, chat_id)
+    return await accept(runtime, caller, allowed_agent(caller, talk.chat, talk.agent), said, CONTENT)
+
+
+async def _own_talk(runtime: Runtime, caller: Caller, chat_id: UUID) -> Talk:
+    talk = await read_talk(runtime.database, chat_id)
+    if talk is None or not may_talk(caller, talk.chat.user_id):
+        raise NotFoundError("chat not found")
+    return talk
 
 
 def _payer(caller: Caller, agent: Resource[AgentSpec]) -> Payer:
@@ -110,7 +137,7 @@ class ByCall:
 class Said:
     """What the user says, or an agent on his behalf."""
 
-    content: Content | None
+    content: Kept | None
     """None for what was said before, as the message of this id."""
     include_thinking: bool = False
     by: ByCall | None = None
@@ -129,7 +156,7 @@ def _values(
     runtime: Runtime, caller: Caller, chat: ChatRow, agent: Resource[AgentSpec], said: Said
 ) -> dict[str, object]:
     """The parameters of `_START`."""
-    text, parts = (None, None) if said.content is None else stored(said.content)
+    content = said.content or Kept(None)
     by = said.by
     call = by.identity if by else None
     ids = ChildIds.of(call.turn_id, call.step, call.index) if call else None
@@ -151,8 +178,8 @@ def _values(
         "new_include_thinking": said.include_thinking,
         "new_timeout": float(chat.job_timeout or agent.spec.default_job_timeout or runtime.settings.agent_job_timeout),
         "new_message_id": said.message_id,
-        "new_content": text,
-        "new_parts": parts,
+        "new_content": content.text,
+        "new_parts": content.parts,
     }
 
 
@@ -197,7 +224,8 @@ def _starting(*, says: bool) -> Executable:
         )
         .cte("messages")
     )
-    return select(free.c.id).add_cte(turns, channels, messages)
+    attachments = attaching(free, parts).cte("attachments")
+    return select(free.c.id).add_cte(turns, channels, messages, attachments)
 
 
 _START, _START_AGAIN = _starting(says=True), _starting(says=False)

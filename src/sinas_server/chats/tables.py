@@ -231,6 +231,19 @@ class SummaryRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
+class AttachmentRow(Base):
+    """A blob that messages of a chat show; it goes with the chat."""
+
+    __tablename__ = "attachments"
+    __table_args__ = (Index("ix_attachments_chat", "chat_id"), Index("ix_attachments_blob", "blob"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    blob: Mapped[str] = mapped_column(ForeignKey("blobs.key"))
+    media_type: Mapped[str] = mapped_column(String(255))
+    filename: Mapped[str | None]
+
+
 class ToolCallRow(Base):
     """One call a model asked for. Its result, once here, is never asked for again."""
 

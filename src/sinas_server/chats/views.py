@@ -7,10 +7,12 @@ from uuid import UUID
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from sinas_server.chats.content import Content, shown
+from sinas_server.chats.attached import shown
+from sinas_server.chats.content import Content
 from sinas_server.chats.events import pending_input
 from sinas_server.chats.record import as_call
 from sinas_server.chats.tables import ChatRow, MessageRow, SummaryRow, ToolCallRow, TurnRow
+from sinas_server.settings import Settings
 
 LONGEST_SECONDS = 315_360_000
 Namespace = Annotated[str, Path(description="The agent's namespace.")]
@@ -108,7 +110,7 @@ class MessageResponse(_Answer):
     id: UUID = Field(description="Its id.")
     chat_id: UUID = Field(description="Its chat.")
     role: str = Field(description="`user`, `assistant` or `tool`.")
-    content: str | None = Field(description="Its text; parts are a JSON text.")
+    content: str | None = Field(description="Its text; parts are a JSON text, with addresses of what is attached.")
     tool_calls: list[JsonValue] | None = Field(description="What the model asked for.")
     tool_call_id: str | None = Field(description="The call that a tool's message answers.")
     name: str | None = Field(description="The tool.")
@@ -116,15 +118,18 @@ class MessageResponse(_Answer):
     branch: int = Field(default=0, description="The branch that begins with it or with a message before it.")
 
     @classmethod
-    def of(cls, row: MessageRow) -> "MessageResponse":
+    def of(cls, row: MessageRow, settings: Settings) -> "MessageResponse":
         """A message's row as it is shown."""
-        return cls(**message_fields(row))
+        return cls(**message_fields(row, settings))
 
 
-def message_fields(row: MessageRow) -> dict[str, object]:
+def message_fields(row: MessageRow, settings: Settings) -> dict[str, object]:
     """The fields of a message."""
     names = ("id", "chat_id", "role", "tool_calls", "tool_call_id", "name", "created_at", "branch")
-    return {**{name: getattr(row, name) for name in names}, "content": shown(row.content, row.parts)}
+    return {
+        **{name: getattr(row, name) for name in names},
+        "content": shown(row.content, row.parts, row.chat_id, settings),
+    }
 
 
 class BranchMessageResponse(MessageResponse):

@@ -30,9 +30,9 @@ def tokens_of(message: Message) -> int:
 
 
 def _media_tokens(part: MediaPart) -> int:
-    if part.kind == "image" or part.data_base64 is None:
+    if part.kind == "image" or part.url is not None:
         return MEDIA_TOKENS
-    return len(part.data_base64) * 3 // 16
+    return part.size // 4
 
 
 def guessed(request: ModelRequest) -> int:

@@ -99,6 +99,12 @@ class InvalidError(SinasError):
         }
 
 
+class TooLargeError(InvalidError):
+    """Something of the input is larger than is allowed: which field, in the same form as for `InvalidError`."""
+
+    status, code = 413, "too_large"
+
+
 class TooManyRequestsError(SinasError):
     """A rate limit was hit; `Retry-After` says for how many seconds."""
 

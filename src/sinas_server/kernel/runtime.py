@@ -9,6 +9,7 @@ from uuid import UUID
 from redis.asyncio import Redis
 from sqlalchemy import Select
 
+from sinas_server.backends.blobs import Blobs
 from sinas_server.backends.delivery import Receivers
 from sinas_server.backends.llm.open import ModelPool
 from sinas_server.backends.mail import Mailer
@@ -60,6 +61,7 @@ class Runtime:
     redis: Redis
     mailer: Mailer
     renderer: Renderer
+    blobs: Blobs
     authenticate: Authenticate
     kinds: Mapping[str, Kind[Any]] = field(default_factory=dict)
     resources: tuple[AccessResource, ...] = ()

@@ -213,3 +213,16 @@ class TaskRow(Leased, Base):
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
+
+
+class BlobRow(Base):
+    """Bytes kept outside the database. Whatever table has a foreign key to this one holds the blobs it names."""
+
+    __tablename__ = "blobs"
+    __table_args__ = (Index("ix_blobs_used", "used_at"),)
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """The SHA-256 of the bytes (hex)."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When the same bytes last arrived: whoever brought them may still be about to hold them."""

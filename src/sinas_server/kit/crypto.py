@@ -50,3 +50,14 @@ class Sealer:
 def hash_token(secret_key: str, token: str) -> str:
     """How an API key, OTP or refresh token is stored: HMAC-SHA256 under `SECRET_KEY`, hex."""
     return hmac.new(secret_key.encode(), token.encode(), hashlib.sha256).hexdigest()
+
+
+def sign(secret_key: str, purpose: str, *words: str) -> str:
+    """A signature of words for one purpose: HMAC-SHA256 under `SECRET_KEY`, hex."""
+    text = "\x00".join(("signature", purpose, *words))
+    return hmac.new(secret_key.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def is_signed(signature: str, secret_key: str, purpose: str, *words: str) -> bool:
+    """Whether `sign` gave this signature."""
+    return hmac.compare_digest(signature.encode(), sign(secret_key, purpose, *words).encode())

@@ -12,8 +12,9 @@ from sqlalchemy import insert
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.llm import Answer, TextDelta, Usage
 from sinas_server.backends.stream import START, StreamEvent
+from sinas_server.chats.attachments import accept, attach
 from sinas_server.chats.chat import Wanted, create_chat, may_talk
-from sinas_server.chats.content import stored
+from sinas_server.chats.content import Kept
 from sinas_server.chats.events import payload
 from sinas_server.chats.follow import happenings
 from sinas_server.chats.record import read_turn
@@ -28,7 +29,7 @@ from sinas_server.kernel.store import Resource
 from sinas_server.openai_adapter.errors import ParameterError
 from sinas_server.openai_adapter.messages import content_of, text_of
 from sinas_server.openai_adapter.pieces import Final, Piece, Pieces
-from sinas_server.openai_adapter.request import ChatCompletionRequest, ChatMessage
+from sinas_server.openai_adapter.request import ChatCompletionRequest
 
 KEPT_SECONDS = 24 * 3600
 """How long a chat lives that no `X-Chat-ID` asked for: such clients send the whole conversation each time."""
@@ -48,14 +49,21 @@ async def start_agent(
         raise ParameterError("messages", "the last message must be the user's: it is what the agent answers")
     content = content_of(body.messages[-1], last)
     if chat_id is not None:
-        return await start_now(runtime, caller, await _chat_of(runtime, caller, agent, chat_id), content)
-    earlier = [_earlier(message, index) for index, message in enumerate(body.messages[:-1])]
+        found = await _chat_of(runtime, caller, agent, chat_id)
+        return await start_now(runtime, caller, found, content, (*last, "content"))
+    earlier = [await _earlier(runtime, caller, agent, body, index) for index in range(len(body.messages) - 1)]
+    said = await accept(runtime, caller, agent, content, (*last, "content"))
     wanted = Wanted(input=body.input or {}, expires_in=KEPT_SECONDS, archived=True)
     async with runtime.database.unit() as db:
         chat = await create_chat(db, caller, agent, wanted)
         if earlier:
-            await db.execute(insert(MessageRow), [{"chat_id": chat.id, **values} for values in earlier])
-        return await start_turn(db, runtime, caller, chat, content)
+            rows = [
+                {"chat_id": chat.id, "role": role, "content": kept.text, "parts": kept.parts} for role, kept in earlier
+            ]
+            await db.execute(insert(MessageRow), rows)
+            for _, kept in earlier:
+                await attach(db, chat.id, kept.parts)
+        return await start_turn(db, runtime, caller, chat, said)
 
 
 def _refuse_what_agents_do_themselves(body: ChatCompletionRequest) -> None:
@@ -78,15 +86,19 @@ async def _chat_of(runtime: Runtime, caller: Caller, agent: Resource[AgentSpec],
     return known
 
 
-def _earlier(message: ChatMessage, index: int) -> Mapping[str, object]:
-    """A message of before as the chat keeps it. The agent's instructions are its owner's alone: those of the client
-    count as said by the user."""
+async def _earlier(
+    runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], body: ChatCompletionRequest, index: int
+) -> tuple[str, Kept]:
+    """A message of before as the chat keeps it: whose, and what.
+
+    The agent's instructions are its owner's alone: those of the client count as said by the user.
+    """
+    message, at = body.messages[index], ("body", "messages", index)
     if message.role == "tool" or message.tool_calls:
         raise InvalidError([(("body", "messages", index), "an agent takes no calls or results of client-side tools")])
     if message.role == "assistant":
-        return {"role": "assistant", "content": text_of(message), "parts": None}
-    text, parts = stored(content_of(message, ("body", "messages", index)))
-    return {"role": "user", "content": text, "parts": parts}
+        return "assistant", Kept(text_of(message))
+    return "user", await accept(runtime, caller, agent, content_of(message, at), (*at, "content"))
 
 
 @dataclass

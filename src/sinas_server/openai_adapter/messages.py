@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from pydantic import TypeAdapter, ValidationError
 
 from sinas_server.backends.llm import AssistantMessage, Message, SystemMessage, ToolCall, ToolMessage, UserMessage
-from sinas_server.chats.content import Content, ContentPart, Text, for_model, stored
+from sinas_server.backends.llm import MediaPart as MediaGiven
+from sinas_server.backends.llm import TextPart as TextGiven
+from sinas_server.backends.llm.media import refusal
+from sinas_server.chats.content import Content, ContentPart, Text, sent_parts
 from sinas_server.kernel.errors import InvalidError, Location
 from sinas_server.openai_adapter.request import (
     AudioPart,
@@ -16,6 +19,7 @@ from sinas_server.openai_adapter.request import (
     RefusalPart,
     TextPart,
 )
+from sinas_server.providers.resolve import Resolved
 
 TEXT: TypeAdapter[str] = TypeAdapter(Text)
 PARTS: TypeAdapter[list[ContentPart]] = TypeAdapter(list[ContentPart])
@@ -44,6 +48,18 @@ def content_of(message: ChatMessage, at: Location) -> Content:
         return PARTS.validate_python([_part(part, (*at, "content", index)) for index, part in enumerate(given)])
     except ValidationError as error:
         raise InvalidError([_problem(item["loc"], item["msg"], at) for item in error.errors()]) from error
+
+
+def _sent(target: Resolved, content: Content, at: Location) -> tuple[TextGiven | MediaGiven, ...]:
+    try:
+        parts = sent_parts(content)
+    except ValueError as error:
+        raise InvalidError([((*at, "content"), str(error))]) from error
+    for index, part in enumerate(parts):
+        refused = refusal(target.config, target.model, part) if isinstance(part, MediaGiven) else None
+        if refused is not None:
+            raise InvalidError([((*at, "content", index), refused)])
+    return parts
 
 
 def _problem(found: tuple[int | str, ...], message: str, at: Location) -> tuple[Location, str]:
@@ -75,8 +91,8 @@ def _address(part: ImageSourcePart, at: Location) -> str:
     raise InvalidError([((*at, "source"), "needs url, or media_type and data")])
 
 
-def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """The conversation for a provider. Raises `InvalidError` with the place."""
+def to_messages(target: Resolved, messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """The conversation for a provider. Raises `InvalidError` with the place, also of what the model does not take."""
     known: dict[str, str] = {}
     found: list[Message] = []
     for index, message in enumerate(messages):
@@ -84,7 +100,7 @@ def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
         if message.role in ("system", "developer"):
             found.append(SystemMessage(text_of(message)))
         elif message.role == "user":
-            found.append(UserMessage(for_model(*stored(content_of(message, at)))))
+            found.append(UserMessage(_sent(target, content_of(message, at), at)))
         elif message.role == "assistant":
             calls = [
                 ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()

@@ -34,13 +34,13 @@ RECORD_SECONDS = 5
 """How long a request that is being torn down may take to record what it took."""
 
 
-def model_request(model: str, body: ChatCompletionRequest) -> ModelRequest:
+def model_request(target: Resolved, body: ChatCompletionRequest) -> ModelRequest:
     """The request for the port. Raises `ParameterError` and `InvalidError` naming what cannot be honored."""
     if not body.messages:
         raise ParameterError("messages", "at least one message is needed")
     return ModelRequest(
-        model=model,
-        messages=to_messages(body.messages),
+        model=target.model,
+        messages=to_messages(target, body.messages),
         tools=_tools(body),
         sampling=_sampling(body),
         max_tokens=body.max_completion_tokens or body.max_tokens,

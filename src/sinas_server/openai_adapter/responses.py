@@ -54,7 +54,7 @@ async def converse(runtime: Runtime, caller: Caller, body: ResponseRequest) -> C
     if isinstance(target, Resource):
         started = await _start(runtime, caller, target, body, (chain, earlier, added))
         return Conversation(body.model or f"agent:{target.ref}", added, agent_answer(runtime, started), started)
-    request = model_request(target.model, as_completion(body, [*earlier, *added]))
+    request = model_request(target, as_completion(body, [*earlier, *added]))
     return Conversation(body.model or target.model, added, provider_answer(runtime, caller, target, request))
 
 

@@ -57,7 +57,7 @@ async def _complete(
     else:
         name, groups = (
             body.model or target.model,
-            provider_answer(runtime, caller, target, model_request(target.model, body)),
+            provider_answer(runtime, caller, target, model_request(target, body)),
         )
     if not body.stream:
         return JsonAnswer(completion(name, await whole(groups)), headers=headers)

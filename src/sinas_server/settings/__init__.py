@@ -4,6 +4,7 @@
 A field is named as its variable, in lower case; it stands in the file of what it is about.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import AliasChoices, ValidationError, model_validator
@@ -88,6 +89,11 @@ class Settings(WorkSettings, AgentSettings, FunctionSettings, PeopleSettings, Se
             port=self.database_port,
             database=self.database_name,
         )
+
+    @property
+    def blobs_directory(self) -> Path:
+        """Where blobs are kept."""
+        return self.blobs_dir or self.sinas_data_dir / "blobs"
 
     @property
     def bind_host(self) -> str:

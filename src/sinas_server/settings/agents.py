@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings
 
 from sinas_server.kit.texts import http_url
+from sinas_server.settings.checks import Size
 
 
 class AgentSettings(BaseSettings):
@@ -26,6 +27,14 @@ class AgentSettings(BaseSettings):
         ge=1_000,
         description="Characters of a tool's result that the model gets at once; it reads further pages when it wants.",
     )
+    max_attachment_size: Size = Field(
+        20 << 20,
+        ge=1,
+        validate_default=True,
+        description="The largest image, recording or file of a message, like `20m`. A request as a whole has at most "
+        "32 MB, in which a file in base64 takes four thirds of its size.",
+    )
+    max_attachments: int = Field(20, ge=0, description="The most images, recordings and files of one message.")
     approval_timeout: float = Field(
         86_400, gt=0, description="Seconds for a user to approve a call; after that the agent is told that he did not."
     )

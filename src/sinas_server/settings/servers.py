@@ -24,6 +24,11 @@ class ServerSettings(BaseSettings):
         description="Directory of everything an embedded Sinas keeps: databases, generated keys, mail that was not "
         "sent. Relative to the working directory.",
     )
+    blobs_dir: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None,
+        description="Directory of the files that messages hold. Processes on several machines need it on a volume that "
+        "they share. Default: `blobs` in the data directory.",
+    )
     sinas_host: str | None = Field(
         None,
         description="Address the API listens on. Default: `127.0.0.1` embedded, `0.0.0.0` clustered.",
