@@ -43,6 +43,14 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_batches_user_id"), "batches", ["user_id"], unique=False)
     op.create_table(
+        "blobs",
+        sa.Column("key", sa.String(length=64), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("key"),
+    )
+    op.create_index("ix_blobs_used", "blobs", ["used_at"], unique=False)
+    op.create_table(
         "budgets",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
@@ -411,6 +419,22 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_api_keys_parent_id"), "api_keys", ["parent_id"], unique=False)
     op.create_index(op.f("ix_api_keys_user_id"), "api_keys", ["user_id"], unique=False)
+    op.create_table(
+        "attachments",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("chat_id", sa.Uuid(), nullable=False),
+        sa.Column("blob", sa.String(length=64), nullable=False),
+        sa.Column("media_type", sa.String(length=255), nullable=False),
+        sa.Column("filename", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["blob"],
+            ["blobs.key"],
+        ),
+        sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_attachments_blob", "attachments", ["blob"], unique=False)
+    op.create_index("ix_attachments_chat", "attachments", ["chat_id"], unique=False)
     op.create_table(
         "batch_turns",
         sa.Column("batch_id", sa.Uuid(), nullable=False),
@@ -845,6 +869,9 @@ def downgrade() -> None:
     op.drop_index("uq_batch_turns_turn", table_name="batch_turns")
     op.drop_index("ix_batch_turns_open", table_name="batch_turns", postgresql_where=sa.text("ended IS NULL"))
     op.drop_table("batch_turns")
+    op.drop_index("ix_attachments_chat", table_name="attachments")
+    op.drop_index("ix_attachments_blob", table_name="attachments")
+    op.drop_table("attachments")
     op.drop_index(op.f("ix_api_keys_user_id"), table_name="api_keys")
     op.drop_index(op.f("ix_api_keys_parent_id"), table_name="api_keys")
     op.drop_table("api_keys")
@@ -912,6 +939,8 @@ def downgrade() -> None:
     op.drop_table("chats")
     op.drop_index("ix_budgets_subject", table_name="budgets")
     op.drop_table("budgets")
+    op.drop_index("ix_blobs_used", table_name="blobs")
+    op.drop_table("blobs")
     op.drop_index(op.f("ix_batches_user_id"), table_name="batches")
     op.drop_index("ix_batches_open", table_name="batches", postgresql_where=sa.text("finished_at IS NULL"))
     op.drop_table("batches")
