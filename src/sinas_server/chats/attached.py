@@ -34,6 +34,7 @@ ADDRESS_FIELDS: Mapping[str, str] = {"image": "image", "audio": "url", "file": "
 """Type of part → where clients expect an address."""
 SHOWN_INLINE = re.compile(r"image/(png|jpeg|gif|webp|avif)|audio/[a-z0-9]+")
 """What browsers show; the rest is downloaded."""
+BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -195,11 +196,8 @@ def _attached_router() -> APIRouter:
         response_class=Response,
         openapi_extra={"security": SECURITY},
         responses={
-            200: {
-                "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-                "description": "The bytes, under their own media type.",
-            },
-            206: {"description": "The range asked for."},
+            200: {"content": BYTES, "description": "The bytes, under their own media type."},
+            206: {"content": BYTES, "description": "The range asked for."},
             304: {"description": "Unchanged."},
             410: {"description": "The bytes were lost."},
             416: {"description": "The range lies behind the end."},
