@@ -8,12 +8,12 @@ from uuid import UUID, uuid4
 import httpx2
 from fastapi import FastAPI
 from sqlalchemy import insert, literal, select
-from sqlalchemy.types import Uuid
+from sqlalchemy.types import ARRAY, DateTime, Integer, Uuid
 
-from sinas_server.identity.execution_grants import mint_grant, opening_grants
+from sinas_server.identity.execution_grants import grant_token, opening_grants
 from sinas_server.identity.resolve import Principal
 from sinas_server.identity.tables import ApiKeyRow, RefreshTokenRow, RoleRow, UserRoleRow, UserRow
-from sinas_server.identity.tokens import SessionToken, mint_session_token, new_api_key
+from sinas_server.identity.tokens import ExecutionToken, SessionToken, mint_session_token, new_api_key
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kit.clock import now
 from sinas_server.kit.crypto import hash_token
@@ -73,6 +73,13 @@ async def execution_token(
 ) -> str:
     """The token of a running execution; `principal.owner_ids` holds the owner of its function."""
     opened = execution_id or uuid4()
-    token, parameters = mint_grant(runtime, opened, principal, seconds)
-    await runtime.database.rows(opening_grants(select(literal(opened, Uuid))), parameters)
-    return token
+    chosen = select(
+        literal(opened, Uuid),
+        literal(principal.user_id, Uuid),
+        literal(principal.api_key_id, Uuid),
+        literal(list(principal.owner_ids), ARRAY(Uuid)),
+        literal(principal.depth, Integer),
+        literal(now() + timedelta(seconds=seconds), DateTime(timezone=True)),
+    )
+    [grant] = await runtime.database.rows(opening_grants(chosen))
+    return grant_token(runtime, ExecutionToken(opened, grant.token_id), grant.expires_at)

@@ -96,9 +96,14 @@ class Hooks:
 
         async def claim(worker: Worker[Any], most: int) -> list[Any]:
             step = f"{worker.job.queue}.claim"
-            if self.points.planned() == f"{step}:before" and await _is_due(worker):
+            planned = (self.points.planned() or "").startswith(f"{step}:") and await _is_due(worker)
+            if planned:
                 self.reach(f"{step}:before")
-            claims = await original(worker, most)
+            token = STEP.set(step if planned else None)
+            try:
+                claims = await original(worker, most)
+            finally:
+                STEP.reset(token)
             if claims:
                 self.reach(f"{step}:after")
             return claims

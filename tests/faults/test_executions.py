@@ -6,7 +6,9 @@ import pytest
 from tests.faults.harness import Json, Stack
 from tests.faults.invariants import Invariants
 
-BEFORE = ("functions.claim:before", "functions.claim:after", "begin:before", "begin:commit", "begin:committed")
+CLAIM = ("functions.claim:before", "functions.claim:commit", "functions.claim:committed")
+"""Passed only where they are planned, because a worker often looks in vain."""
+BEFORE = (*CLAIM, "functions.claim:after")
 MIDDLE = ("mark.began", "mark.ended", "sandbox:after", "finish:before", "finish:commit")
 """Where the code has begun and nothing is known of its end."""
 AFTER = ("finish:committed", "finish:after")
@@ -25,7 +27,7 @@ async def test_a_trace_has_all_the_points(stack: Stack, invariants: Invariants) 
     await execute(stack)
     await invariants.ends()
     passed = await stack.trace("finish:after")
-    assert not set(POINTS) - set(passed) - {"functions.claim:before"}  # passed only where it is planned
+    assert not set(POINTS) - set(passed) - set(CLAIM)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -51,7 +53,7 @@ async def test_the_worker_dies_in_one_that_is_retried(stack: Stack, invariants: 
     assert invariants.runs(row)[0] == 1 + RETRIES + (point in MIDDLE)
 
 
-@pytest.mark.parametrize("point", ["begin:committed", "finish:committed"])
+@pytest.mark.parametrize("point", ["functions.claim:committed", "finish:committed"])
 async def test_an_answer_of_the_database_gets_lost(stack: Stack, invariants: Invariants, point: str) -> None:
     stack.plan(point, 1, "lose")
     answer = await execute(stack)
@@ -62,7 +64,7 @@ async def test_an_answer_of_the_database_gets_lost(stack: Stack, invariants: Inv
     assert invariants.runs(row) == (1, 1)
 
 
-NOTICED = ("functions.claim:before", "begin:committed", "mark.began", "finish:committed")
+NOTICED = ("functions.claim:before", "functions.claim:committed", "mark.began", "finish:committed")
 """Where something may depend on Redis."""
 
 

@@ -66,7 +66,7 @@ QUERIES = [
     ("request:commit", 1),
     ("request:committed", 1),
     *each("turns.claim", 1, "before after"),
-    *each("functions.claim", 1, "before after"),
+    *each("functions.claim", 1, "before commit committed after"),
     ("prepare:before", 1),
     ("ask:before", 1),
     ("ask:before", 2),
@@ -77,7 +77,7 @@ QUERIES = [
     *each("finish", 2, "before commit committed"),
 ]
 EXECUTION = [
-    *each("functions.claim", 1, "before after"),
+    *each("functions.claim", 1, "before commit committed after"),
     *each("begin", 2, "before commit committed"),
     ("mark.began", 1),
     ("mark.began", 2),

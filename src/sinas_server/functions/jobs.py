@@ -2,25 +2,35 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from time import monotonic
-from typing import TypeVar
+from typing import Any
 
 import orjson
 import structlog
 from pydantic import JsonValue
 from sqlalchemy import (
     Boolean,
+    ColumnElement,
     Executable,
     Float,
     Integer,
     String,
+    Text,
+    and_,
+    any_,
     bindparam,
     case,
+    cast,
     func,
+    literal_column,
     null,
+    or_,
     select,
     update,
 )
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from sinas_server.backends.sandbox import (
     Egress,
@@ -42,8 +52,8 @@ from sinas_server.functions.live_log import LiveLog
 from sinas_server.functions.patience import patiently
 from sinas_server.functions.tables import QUEUE, Cause, ExecutionRow, Status, Trigger
 from sinas_server.functions.trusted import TrustedHost, trusted_owner
-from sinas_server.identity.execution_grants import closing_grants, mint_grant, opening_grants
-from sinas_server.identity.resolve import Principal
+from sinas_server.identity.execution_grants import closing_grants, grant_token, opening_grants
+from sinas_server.identity.tokens import ExecutionToken
 from sinas_server.kernel.job import Claim, InterruptedWorkError, Job, wake
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.secret import SecretContext
@@ -52,8 +62,9 @@ from sinas_server.kit.schema import violations
 from sinas_server.kit.texts import storable
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
+KNOWN_FUNCTIONS = 64
+"""How many functions a worker keeps parsed."""
 MAX_LOST = 5
 """An execution that outlives this many workers is taken for their killer."""
 TOKEN_MARGIN_SECONDS = 30.0
@@ -73,20 +84,48 @@ CAUSES = {
 }
 
 
+_AGENTS: ColumnElement[str] = literal_column(f"'{Trigger.AGENT.value}'")
 _KEPT = (ResourceRow.id == ExecutionRow.function_id, ResourceRow.deleted_at.is_(None))
 
 
-def _beginning() -> Executable:
-    """Notes the start and opens the grant; gives the function's spec, null if it was deleted."""
+def _beginning(claiming: ReturningUpdate[Any]) -> Executable:
+    """Has the claim note the start, open the grant and read the function, null if it was deleted.
+
+    The start of an agent's call is noted apart (`_begin`), because one that has begun may not be repeated.
+    """
     version = select(ResourceRow.version).where(*_KEPT).scalar_subquery()
-    begun = (
-        update(ExecutionRow)
-        .where(*OURS)
-        .values(started_at=func.now(), version=func.coalesce(version, ExecutionRow.version))
-        .returning(ExecutionRow.id, select(ResourceRow.spec).where(*_KEPT).scalar_subquery().label("spec"))
-        .cte("begun")
+    started = case((ExecutionRow.trigger_type == _AGENTS, ExecutionRow.started_at), else_=func.now())
+    version_now = func.coalesce(version, ExecutionRow.version)
+    claimed = claiming.values(started_at=started, version=version_now).cte("claimed")
+    row = claimed.c
+    opened = opening_grants(select(row.id, row.user_id, row.api_key_id, _owners(row), row.depth + 1, _expiry(row)))
+    granted = opened.cte("granted")
+    return (
+        select(*row, granted.c.token_id, granted.c.expires_at, cast(ResourceRow.spec, Text).label("spec"))
+        .join(granted, granted.c.execution_id == row.id)
+        .outerjoin(ResourceRow, and_(ResourceRow.id == row.function_id, ResourceRow.deleted_at.is_(None)))
     )
-    return select(begun.c.spec).add_cte(opening_grants(select(begun.c.id)).cte("granted"))
+
+
+def _owners(row: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
+    """Whose rights limit the execution: the owner of its function beside those of the functions that wait for it."""
+    own = row.function_owner_id
+    return case(
+        (or_(own.is_(None), own == any_(row.owner_ids)), row.owner_ids), else_=func.array_append(row.owner_ids, own)
+    )
+
+
+def _expiry(row: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
+    more = case((row.shared_pool, bindparam("input_seconds", type_=Float)), else_=literal_column("0"))
+    seconds = row.timeout + bindparam("extra_seconds", type_=Float) + more
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+def _longest(runtime: Runtime) -> dict[str, object]:
+    """The parameters of `_expiry`."""
+    settings = runtime.settings
+    waits = settings.pool_acquire_timeout + TOKEN_MARGIN_SECONDS
+    return {"extra_seconds": float(waits), "input_seconds": float(settings.function_input_timeout)}
 
 
 def _ending(values: Mapping[str, object]) -> Executable:
@@ -106,7 +145,7 @@ def _ending(values: Mapping[str, object]) -> Executable:
     return select(done.c.id).add_cte(closing_grants(select(done.c.id)).cte("closed"))
 
 
-_BEGIN = _beginning()
+_BEGIN = update(ExecutionRow).where(*OURS).values(started_at=func.now()).returning(ExecutionRow.id)
 _FINISH = _ending(
     {"completed_at": func.now(), "dead_at": case((bindparam("end_dead", type_=Boolean), func.now()), else_=null())}
 )
@@ -146,26 +185,17 @@ class End:
     """Whether trying again would be no use, or not safe."""
 
 
-@dataclass(frozen=True)
-class Begun:
-    """What an attempt needs once it is known to be ours; no function if it was deleted."""
-
-    function: FunctionSpec | None
-    token: str
-
-
 async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
     """Take an execution to its end, or to its next attempt.
 
     One for which no sandbox became free within `POOL_ACQUIRE_TIMEOUT` goes back to its place in the queue, so that
     another worker may have it: who waits for it waits on.
     """
-    begun = await patiently(lambda: _begin(runtime, claim.row))
-    if begun is None:  # canceled, or taken over
-        return
+    if claim.row.trigger_type == Trigger.AGENT and not await patiently(lambda: _begin(runtime, claim.row)):
+        return  # canceled, or taken over
     live_log = LiveLog(runtime, claim.row)
     try:
-        end = await _attempt(runtime, claim, begun, live_log.on_output)
+        end = await _attempt(runtime, claim, live_log.on_output)
     except SandboxBusy:
         await patiently(lambda: runtime.database.direct(_PUT_BACK, ours(claim.row)))
         await wake(runtime, QUEUE, claim.row.depth)
@@ -181,31 +211,30 @@ async def fail(runtime: Runtime, claim: Claim[ExecutionRow], error: str) -> None
     await patiently(lambda: _finish(runtime, claim.row, end))
 
 
-EXECUTION_JOB = Job(queue=QUEUE, table=ExecutionRow, run=run, fail=fail)
+EXECUTION_JOB = Job(QUEUE, ExecutionRow, run, fail, claiming=_beginning, parameters=_longest)
 
 
-async def _begin(runtime: Runtime, row: ExecutionRow) -> Begun | None:
-    """Note that the code starts now, and open its access token; None if the row is no longer ours."""
-    owners = tuple(dict.fromkeys([*row.owner_ids, *([row.function_owner_id] if row.function_owner_id else [])]))
-    principal = Principal(row.user_id, row.api_key_id, owners, row.depth + 1)
-    longest = runtime.settings.pool_acquire_timeout + row.timeout + TOKEN_MARGIN_SECONDS
-    if row.shared_pool:
-        longest += runtime.settings.function_input_timeout
-    token, parameters = mint_grant(runtime, row.id, principal, longest)
-    found = await runtime.database.direct(_BEGIN, {**parameters, **ours(row)})
-    if not found:
-        return None
-    if row.function_id is None:
-        return Begun(as_function(row), token)
-    if found[0].spec is None:
-        return Begun(None, token)
-    stored = SecretContext("sealed", runtime.database.sealer)
-    return Begun(FunctionSpec.model_validate(FunctionSpec.upgrade(found[0].spec), context=stored), token)
+async def _begin(runtime: Runtime, row: ExecutionRow) -> bool:
+    """Note that the code starts now; whether the row is still ours."""
+    return bool(await runtime.database.direct(_BEGIN, ours(row)))
 
 
-async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun, on_output: OnOutput) -> End:
+@lru_cache(maxsize=KNOWN_FUNCTIONS)
+def _function_of(spec: str) -> FunctionSpec:
+    """The function that a stored text means."""
+    return FunctionSpec.model_validate(FunctionSpec.upgrade(orjson.loads(spec)), context=SecretContext("sealed"))
+
+
+def _function(claim: Claim[ExecutionRow]) -> FunctionSpec | None:
+    """What is to run; None if it was deleted."""
+    if claim.row.function_id is None:
+        return as_function(claim.row)
+    return None if claim.found["spec"] is None else _function_of(claim.found["spec"])
+
+
+async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], on_output: OnOutput) -> End:
     """Run the code once, unless that is not safe. Raises `SandboxBusy`."""
-    row, function = claim.row, begun.function
+    row, function = claim.row, _function(claim)
     lost = row.attempt - 1 - row.failures
     if function is None:
         return End(cause=Cause.FUNCTION, error=f"Function '{row.namespace}/{row.name}' was deleted", final=True)
@@ -220,7 +249,8 @@ async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], begun: Begun, o
     if row.pauses and claim.interrupted:
         error = "Its worker was lost after it had asked for input; it was not asked again, so run it anew"
         return End(cause=Cause.INTERRUPTED, error=error, final=True)
-    task = _task(runtime, row, function, begun.token)
+    token = ExecutionToken(row.id, claim.found["token_id"])
+    task = _task(runtime, row, function, grant_token(runtime, token, claim.found["expires_at"]))
     if function.shared_pool:
         return await _run_trusted(runtime, claim, function, task, on_output)
     return await _run_sandboxed(runtime, row, function, task, on_output)

@@ -5,7 +5,7 @@ wake-up that is lost delays work and loses none.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -31,6 +31,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from sinas_server.backends.db import is_lost
 from sinas_server.kernel.heartbeat import Load, PoolStats
@@ -56,6 +57,8 @@ class Claim(Generic[R]):
     interrupted: bool
     """Whether an earlier worker was lost while running it."""
     slot: "Slot"
+    found: Mapping[str, Any]
+    """What the job's own part of the claiming statement gave beside the row."""
 
 
 class Slot:
@@ -88,6 +91,10 @@ class Job(Generic[R]):
     """Runs the row to one of its ends and stores it. Canceled when the row is canceled or the worker stops."""
     fail: Callable[[Runtime, Claim[R], str], Awaitable[None]]
     """Stores the end of a row whose run raised."""
+    claiming: Callable[[ReturningUpdate[Any]], Executable] = lambda statement: statement
+    """Adds to the statement that claims rows what is to be done and read in the same round trip."""
+    parameters: Callable[[Runtime], Mapping[str, object]] = lambda runtime: {}
+    """Those of what `claiming` adds."""
 
 
 AnyJob = Job[Any]
@@ -104,7 +111,7 @@ def cancel_topic(queue: str) -> str:
     return f"cancel:{queue}"
 
 
-def _claiming(table: Any, *, nested_only: bool) -> Executable:
+def _claiming(table: Any, *, nested_only: bool) -> ReturningUpdate[Any]:
     """Takes up to `most` due rows for a worker and gives them, with the status each had before as `was`."""
     # In the text of the statement, or a plan for any status could not use the index of the two.
     pending: ColumnElement[str] = literal_column("'PENDING'")
@@ -146,16 +153,23 @@ class Worker(Generic[R]):
         self.job = job
         self.slots = slots
         self.running: dict[UUID, asyncio.Task[None]] = {}
-        self._claim_any = _claiming(job.table, nested_only=False)
-        self._claim_nested = _claiming(job.table, nested_only=True)
+        self._columns = frozenset(job.table.__table__.columns.keys())
+        self._claim_any = job.claiming(_claiming(job.table, nested_only=False))
+        self._claim_nested = job.claiming(_claiming(job.table, nested_only=True))
+        self._claiming = asyncio.Lock()
+        """Held until what was claimed is known to be running here."""
         self._nested: set[UUID] = set()
         self._outside: set[UUID] = set()
         """Those that have left their slot for a while."""
         self._may_be_more = True
         """Whether rows may be due of which no wake-up tells any more."""
+        self._has_all = False
+        """Whether the last claim found fewer rows than there was room for."""
+        self._unsure = False
+        """Whether rows may have been claimed of which it does not know, because the answer was lost."""
         self._woken = asyncio.Event()
-        self._has_free = asyncio.Event()
-        self._has_free.set()
+        self._hungry = asyncio.Event()
+        """Set while it has room and nothing to fill it with: otherwise the end of a row is what makes it look."""
 
     def load(self) -> Load:
         """What its signs of life say."""
@@ -183,7 +197,7 @@ class Worker(Generic[R]):
 
     async def _listen(self) -> None:
         while True:
-            await self._has_free.wait()
+            await self._hungry.wait()
             if await self.runtime.wake.wait([self.job.queue], POLL_SECONDS) is None:
                 continue
             if self._free():
@@ -204,10 +218,10 @@ class Worker(Generic[R]):
         self._woken.set()
 
     def _note_free(self) -> None:
-        if self._free():
-            self._has_free.set()
+        if self._has_all and self._free():
+            self._hungry.set()
         else:
-            self._has_free.clear()
+            self._hungry.clear()
 
     async def _claim_and_start(self) -> bool:
         """Start what is due; whether there may be more that this worker has room for."""
@@ -216,21 +230,29 @@ class Worker(Generic[R]):
         if most <= 0:
             return False
         has_slots = bool(self._free())
+        if self._unsure:
+            self._unsure = not await self._release_own()
         try:
-            claims = await self._claim(most)
+            async with self._claiming:
+                claims = await self._claim(most)
+                self._start(claims)
         except SQLAlchemyError as error:
             log.warning("cannot claim work now", queue=self.job.queue, error=str(error).partition("\n")[0])
+            self._unsure = self._unsure or is_lost(error)
             await asyncio.sleep(POLL_SECONDS / 2)
             return False
         if has_slots:  # nothing to claim: the wake-up may have been for a row that has not quite ended here
             self._may_be_more = len(claims) == most or not claims
+            self._has_all = len(claims) < most
+        self._note_free()
+        return len(claims) == most and self._free() > 0  # nested rows came first, so without slots none is left
+
+    def _start(self, claims: Sequence[Claim[R]]) -> None:
         for claim in claims:
             row_id: UUID = claim.row.id  # type: ignore[attr-defined]  # every Leased table has an id
             if claim.row.depth:  # type: ignore[attr-defined]  # from Leased
                 self._nested.add(row_id)
             self.running[row_id] = asyncio.create_task(self._run_one(row_id, claim))
-        self._note_free()
-        return len(claims) == most and self._free() > 0  # nested rows came first, so without slots none is left
 
     async def _claim(self, most: int) -> list[Claim[R]]:
         parameters = {
@@ -238,17 +260,15 @@ class Worker(Generic[R]):
             "running": list(self.running),
             "lease_seconds": self.runtime.settings.job_lease_seconds,
             "worker_name": self.runtime.worker_name,
+            **self.job.parameters(self.runtime),
         }
         statement = self._claim_any if self._free() else self._claim_nested
-        found = [row._asdict() for row in await self.runtime.database.direct(statement, parameters)]
-        return [
-            Claim(
-                interrupted=values.pop("was") in TAKEN,
-                row=self.job.table(**values),
-                slot=Slot(self._outside, values["id"], self._slot_changed),
-            )
-            for values in found
-        ]
+        return [self._claimed(row._asdict()) for row in await self.runtime.database.direct(statement, parameters)]
+
+    def _claimed(self, values: dict[str, Any]) -> Claim[R]:
+        row = self.job.table(**{name: values.pop(name) for name in self._columns})
+        slot = Slot(self._outside, row.id, self._slot_changed)  # type: ignore[attr-defined]  # as in _start
+        return Claim(row, interrupted=values.pop("was") in TAKEN, slot=slot, found=values)
 
     async def _run_one(self, row_id: UUID, claim: Claim[R]) -> None:
         try:
@@ -292,15 +312,23 @@ class Worker(Generic[R]):
             else:
                 return
 
-    async def _release_own(self) -> None:
-        """Rows held by an earlier process of this name are lost: its name is ours alone, so it must be gone."""
+    async def _release_own(self) -> bool:
+        """Let any worker take at once what is held in our name, which is ours alone, and does not run; if it could.
+
+        It was held by an earlier process of this name, or by a claim whose answer was lost.
+        """
         table: Any = self.job.table
-        with suppress(SQLAlchemyError):
-            await self.runtime.database.rows(
-                update(table)
-                .where(table.status.in_(TAKEN), ~table.held, table.worker == self.runtime.worker_name)
-                .values(lease_until=func.now())
-            )
+        statement = (
+            update(table)
+            .where(table.status.in_(TAKEN), ~table.held, table.worker == self.runtime.worker_name)
+            .where(table.id.not_in(list(self.running)))
+            .values(lease_until=func.now())
+        )
+        try:
+            await self.runtime.database.rows(statement)
+        except SQLAlchemyError:
+            return False
+        return True
 
     async def _keep_leases(self) -> None:
         """Extend the leases in time, and look at once when something of this queue was canceled."""
@@ -309,7 +337,8 @@ class Worker(Generic[R]):
         async with self.runtime.signals.listen(cancel_topic(self.job.queue)) as canceled:
             while True:
                 await canceled.wait(lease / 3)
-                asked = set(self.running)
+                async with self._claiming:  # what is being claimed may have been canceled as well
+                    asked = set(self.running)
                 statement = (
                     update(table)
                     .where(table.id.in_(asked), table.status.in_(TAKEN), table.worker == self.runtime.worker_name)

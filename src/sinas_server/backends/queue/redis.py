@@ -8,8 +8,8 @@ from redis.exceptions import RedisError
 
 from sinas_server.kit.cancel import stop_if_canceled
 
-MAX_TOKENS = 1000
-"""Tokens are hints; more of them than this say nothing new."""
+MAX_TOKENS = 100
+"""Tokens are hints; more of them than this say nothing new. Workers that are never idle leave theirs behind."""
 
 
 class RedisWake:
