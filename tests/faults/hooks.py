@@ -91,12 +91,14 @@ class Hooks:
         setattr(owner, name, commit)
 
     def claims(self) -> None:
-        """A worker that looks for work passes these points only if there is some."""
+        """A worker that looks for work passes these points only if there is some; all but the last only if planned."""
         original = Worker._claim
 
         async def claim(worker: Worker[Any], most: int) -> list[Any]:
             step = f"{worker.job.queue}.claim"
-            planned = (self.points.planned() or "").startswith(f"{step}:") and await _is_due(worker)
+            planned = (self.points.planned() or "").startswith(f"{step}:")
+            if planned and not await _is_due(worker):
+                return []  # it will look again, and not pass by what has become due in this moment
             if planned:
                 self.reach(f"{step}:before")
             token = STEP.set(step if planned else None)

@@ -95,6 +95,35 @@ async def test_missing_entry_points_fail_and_legacy_ones_warn(user: Person, decl
     assert "DeprecationWarning" in row["stderr"]
 
 
+async def test_what_was_called_before_is_called_as_it_is_now(user: Person, declare: Declare) -> None:
+    """A process that remembers a function neither runs, nor refuses, nor names what it was."""
+    at, here = "/functions/default/changing/execute", "/api/v1/functions/default/changing"
+
+    async def call(given: int) -> tuple[int, Any]:
+        answer = await user.http.post(at, json={"input": {"n": given}})
+        return answer.status_code, answer.json().get("result")
+
+    async def edit(**values: object) -> None:
+        assert (await user.http.put(here, json=values)).status_code == 200
+
+    schema = {"properties": {"n": {"maximum": 5}}}
+    await declare("changing", "def handler(input_data, context):\n    return 'old'\n", input_schema=schema)
+    assert await call(1) == (200, "old")
+    await edit(code="def handler(input_data, context):\n    return 'new'\n")
+    assert await call(1) == (200, "new")
+    assert await call(9) == (422, None)
+    await edit(input_schema={})
+    assert await call(9) == (200, "new")
+    await edit(is_active=False)
+    assert await call(1) == (404, None)
+    await edit(is_active=True)
+    assert await call(1) == (200, "new")
+    assert (await user.http.delete(here)).status_code in (200, 204)
+    assert await call(1) == (404, None)
+    await declare("changing", "def handler(input_data, context):\n    return 'another'\n")
+    assert await call(1) == (200, "another")
+
+
 async def test_input_and_output_are_held_to_their_schemas(user: Person, declare: Declare) -> None:
     number = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     await declare("typed", input_schema=number, output_schema={"properties": {"n": {"maximum": 5}}})

@@ -4,13 +4,26 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import orjson
 import structlog
 from pydantic import JsonValue
-from sqlalchemy import Float, Integer, Row, Select, Text, Uuid, bindparam, func, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    Integer,
+    Row,
+    Select,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -93,7 +106,7 @@ async def start(db: Db, runtime: Runtime, caller: Caller, function: Resource[Fun
     breaks the schema, `BadRequestError` for calls nested too deeply, and
     `ConflictError` for a key that was used before with another input.
     """
-    values = _checked(runtime, caller, function, order)
+    values = checked(runtime, caller, function, order)
     connection = await db.connection()
     if (await connection.execute(_INSERT, values)).first() is None:
         return _meant(order, (await connection.execute(*_earlier(order, values))).one())
@@ -108,7 +121,7 @@ async def start_many(
     problems = [problem for order in orders for problem in _problems(function.spec, order)]
     if problems:
         raise InvalidError(problems, "json_schema")
-    values = [_checked(runtime, caller, function, order) for order in orders]
+    values = [checked(runtime, caller, function, order) for order in orders]
     await (await db.connection()).execute(_INSERT_MANY, values)
     is_limited = function.spec.max_concurrency is not None
     for told in values[: 1 if is_limited else MOST_WOKEN]:
@@ -117,16 +130,23 @@ async def start_many(
 
 async def start_now(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> UUID:
     """Like `start`, in one round trip that commits by itself."""
-    return await store_now(runtime, caller, order, _checked(runtime, caller, function, order))
+    return await store_now(runtime, caller, order, checked(runtime, caller, function, order))
 
 
 async def store_now(runtime: Runtime, caller: Caller, order: Order, values: dict[str, object]) -> UUID:
     """Record what `parameters` made, and wake a worker; gives the id of the one there is for the same call or key."""
+    if await insert_now(runtime, _INSERT, order, values):
+        return order.id
+    return _meant(order, (await runtime.database.lookup(*_earlier(order, values)))[0])
+
+
+async def insert_now(runtime: Runtime, statement: Executable, order: Order, values: dict[str, object]) -> bool:
+    """Record an execution in one round trip and wake a worker; whether the statement recorded any."""
     values["new_input_data"] = orjson.dumps(values["new_input_data"]).decode()
-    if not await runtime.database.direct(_INSERT, values):
-        return _meant(order, (await runtime.database.lookup(*_earlier(order, values)))[0])
+    if not await runtime.database.direct(statement, values):
+        return False
     await _tell(runtime, order, values)
-    return order.id
+    return True
 
 
 async def _tell(runtime: Runtime, order: Order, values: Mapping[str, object]) -> None:
@@ -196,28 +216,18 @@ class Standing:
         return self.status not in (Status.PENDING, Status.RUNNING)
 
 
-async def call(
-    runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order, timeout_seconds: float
-) -> Standing:
-    """Start an execution and `wait` for it."""
-    async with runtime.signals.listen(topic(order.id)) as listener:
-        execution_id = await start_now(runtime, caller, function, order)
-        # What has just begun has not ended: no look before the signal, and none after one that tells all.
-        if execution_id == order.id and await listener.wait(min(LOOK_SECONDS, timeout_seconds)) and listener.note:
-            return Standing.noted(execution_id, listener.note)
-    return Standing.of(await wait(runtime, execution_id, timeout_seconds))
-
-
 _COLUMNS = (
     *("id", "depth", "user_id", "user_email", "api_key_id", "owner_ids", "function_id", "function_owner_id"),
     *("namespace", "name", "version", "trigger_type", "trigger_id", "parent_id", "chat_id", "tool_call_id"),
     *("turn_id", "step", "call_index", "input_data", "timeout", "timeout_from", "shared_pool", "max_retries"),
     *("idempotency_key", "callback_url", "rerun_of", "batch_id", "batch_index", "max_concurrency", "held"),
 )
-_INSERT_MANY = insert(ExecutionRow).values(
-    {name: bindparam(f"new_{name}", type_=ExecutionRow.__table__.columns[name].type) for name in _COLUMNS}
-    | {"run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("new_delay", type_=Float))}
-)
+NEW: Mapping[str, ColumnElement[Any]] = {
+    **{name: bindparam(f"new_{name}", type_=ExecutionRow.__table__.columns[name].type) for name in _COLUMNS},
+    "run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("new_delay", type_=Float)),
+}
+"""The columns of a new execution, whose parameters `checked` gives."""
+_INSERT_MANY = insert(ExecutionRow).values(NEW)
 _INSERT = _INSERT_MANY.on_conflict_do_nothing().returning(ExecutionRow.id)
 """Gives nothing if the same tool call was started before, or one with the same key."""
 
@@ -239,8 +249,11 @@ def _depth(caller: Caller, order: Order) -> int:
     return caller.depth if order.waits else 0
 
 
-def _checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> dict[str, object]:
-    """The parameters of `_INSERT`."""
+def checked(runtime: Runtime, caller: Caller, function: Resource[FunctionSpec], order: Order) -> dict[str, object]:
+    """The parameters of `NEW`.
+
+    Raises `InvalidError` for an input that breaks the schema, and `BadRequestError` for calls nested too deeply.
+    """
     problems = _problems(function.spec, order)
     if problems:
         raise InvalidError(problems, "json_schema")

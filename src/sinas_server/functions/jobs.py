@@ -51,8 +51,9 @@ from sinas_server.functions.kind import SHARED_POOL, FunctionSpec, legacy_entry_
 from sinas_server.functions.live_log import LiveLog
 from sinas_server.functions.patience import patiently
 from sinas_server.functions.tables import QUEUE, Cause, ExecutionRow, Status, Trigger
-from sinas_server.functions.trusted import TrustedHost, trusted_owner
+from sinas_server.functions.trusted import TrustedHost, find_owner
 from sinas_server.identity.execution_grants import closing_grants, grant_token, opening_grants
+from sinas_server.identity.resolve import holder, rights_of
 from sinas_server.identity.tokens import ExecutionToken
 from sinas_server.kernel.job import Claim, InterruptedWorkError, Job, wake
 from sinas_server.kernel.runtime import Runtime
@@ -102,6 +103,7 @@ def _beginning(claiming: ReturningUpdate[Any]) -> Executable:
     granted = opened.cte("granted")
     return (
         select(*row, granted.c.token_id, granted.c.expires_at, cast(ResourceRow.spec, Text).label("spec"))
+        .add_columns(case((row.shared_pool, rights_of(row.function_owner_id))).label("owner"))
         .join(granted, granted.c.execution_id == row.id)
         .outerjoin(ResourceRow, and_(ResourceRow.id == row.function_id, ResourceRow.deleted_at.is_(None)))
     )
@@ -271,9 +273,10 @@ async def _run_trusted(
     runtime: Runtime, claim: Claim[ExecutionRow], function: FunctionSpec, task: Task, on_output: OnOutput
 ) -> End:
     """The same in the shared pool, whose workers run others beside it: one that is lost is no fault of its code."""
-    row = claim.row
-    owner = await trusted_owner(runtime, row.function_owner_id)
-    if owner is None:
+    row, rights = claim.row, claim.found["owner"]
+    # One that was to run in a sandbox when it was asked for was claimed without looking at its owner.
+    owner = holder(rights) if rights else None if row.shared_pool else await find_owner(runtime, row.function_owner_id)
+    if owner is None or not owner.has(SHARED_POOL):
         error = f"Function '{row.namespace}/{row.name}' may not run as trusted code: its owner needs {SHARED_POOL}"
         return End(cause=Cause.FUNCTION, error=error, final=True)
     host = TrustedHost(runtime, claim, owner)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from sinas_server.functions import execute
 from sinas_server.functions.batches import MAX_BATCH, create_batch
+from sinas_server.functions.call import call
 from sinas_server.functions.execute import Order
 from sinas_server.functions.executions import EXECUTIONS
 from sinas_server.functions.kind import FUNCTION
@@ -52,8 +53,7 @@ async def _execute(
 ) -> Response:
     """Answers 200 also when the function fails or times out: `status` says which."""
     order = Order(trigger=by, input=body.input, waits=True, timeout=body.timeout)
-    function = await lookup.use(runtime.database, caller, FUNCTION, at, "execute")
-    now = await execute.call(runtime, caller, function, order, PATIENCE_SECONDS)
+    now = await call(runtime, caller, at, order, PATIENCE_SECONDS)
     if not now.has_stopped:
         now = await wait_while_connected(runtime, now.id, request)
     return JsonAnswer(result_view(now))

@@ -11,7 +11,6 @@ from sqlalchemy import Text, Uuid, bindparam, literal_column, null, select, upda
 from sinas_server.backends.sandbox import HostRefusalError
 from sinas_server.backends.stream import Listener
 from sinas_server.functions.execute import OURS, Standing, ours, topic
-from sinas_server.functions.kind import SHARED_POOL
 from sinas_server.functions.patience import patiently
 from sinas_server.functions.tables import ExecutionRow, Status
 from sinas_server.identity.resolve import Principal, act_for
@@ -66,15 +65,14 @@ async def give_input(db: Db, runtime: Runtime, row: ExecutionRow, text: str) -> 
     db.after_commit(lambda: runtime.signals.signal(answer_topic(row.id)))
 
 
-async def trusted_owner(runtime: Runtime, owner_id: UUID | None) -> Caller | None:
-    """The owner of a function as he is now, if his code may still run as trusted; None otherwise."""
+async def find_owner(runtime: Runtime, owner_id: UUID | None) -> Caller | None:
+    """The owner of a function as he is now; None if he is gone or deactivated."""
     if owner_id is None:
         return None
     try:
-        owner = await act_for(runtime, Principal(owner_id), "system")
-    except UnauthorizedError:  # gone or deactivated
+        return await act_for(runtime, Principal(owner_id), "system")
+    except UnauthorizedError:
         return None
-    return owner if owner.has(SHARED_POOL) else None
 
 
 class TrustedHost:

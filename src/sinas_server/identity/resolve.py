@@ -190,6 +190,18 @@ BY_PRINCIPAL = (
 )
 
 
+def rights_of(user_id: Column) -> ColumnElement[object]:
+    """What `holder` reads of an active user, as one column of a larger statement; null if there is none."""
+    told = func.json_build_array(UserRow.id, UserRow.email, _roles(), _grants(), type_=postgresql.JSON())
+    return select(told).where(UserRow.id == user_id, UserRow.is_active).scalar_subquery()
+
+
+def holder(rights: tuple[str, str, list[str], list[str]]) -> Caller:
+    """Whose rights those are, for work of the platform."""
+    user_id, email, roles, grants = rights
+    return Caller(UUID(user_id), email, (grant_set(grants),), via="system", roles=tuple(roles))
+
+
 @dataclass(frozen=True)
 class Identified:
     """A caller, and what the same statement told about the user."""

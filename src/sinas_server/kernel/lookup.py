@@ -9,10 +9,16 @@ from sinas_server.kernel import store
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import NotFoundError
 from sinas_server.kernel.kind import Kind, S, reference
+from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.tool import AgentContext
 from sinas_server.kernel.unit import Database
+
+MAX_REMEMBERED = 256
+"""Resources; those remembered first are forgotten first."""
+MAX_REMEMBERED_SIZE = 1 << 16
+"""Characters."""
 
 _BY_NAME = select(*ResourceRow.__table__.columns).where(
     ResourceRow.kind == bindparam("of_kind", type_=Text),
@@ -64,6 +70,21 @@ async def use(database: Database, caller: Caller, kind: Kind[S], at: tuple[str, 
     if not resource.is_active:
         raise NotFoundError(f"{kind.called(*at)} is not active")
     return resource
+
+
+def recall(runtime: Runtime, kind: Kind[S], at: tuple[str, str]) -> Resource[S] | None:
+    """What `remember` was last told of a name: what it is now must be found out where it is used."""
+    return runtime.remembered.get((kind.name, *at))
+
+
+def remember(runtime: Runtime, resource: Resource[S], size: int) -> None:
+    """Keep a resource for `recall`, unless it is large."""
+    key = (resource.kind, resource.namespace, resource.name)
+    runtime.remembered.pop(key, None)
+    if size <= MAX_REMEMBERED_SIZE:
+        while len(runtime.remembered) >= MAX_REMEMBERED:
+            del runtime.remembered[next(iter(runtime.remembered))]
+        runtime.remembered[key] = resource
 
 
 def where(text: str) -> tuple[str, str]:

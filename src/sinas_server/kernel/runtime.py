@@ -20,6 +20,7 @@ from sinas_server.backends.sandbox import Sandbox
 from sinas_server.backends.stream import EventStreams, Signals
 from sinas_server.kernel.access import AccessResource, Caller
 from sinas_server.kernel.kind import Kind
+from sinas_server.kernel.store import AnyResource
 from sinas_server.kernel.tool import Toolset
 from sinas_server.kernel.unit import Database, Db
 from sinas_server.settings import Settings
@@ -81,3 +82,5 @@ class Runtime:
     worker_name: str = ""
     used_keys: dict[UUID, datetime] = field(default_factory=dict)
     """When API keys were last used here, until it is written down."""
+    remembered: dict[tuple[str, str, str], AnyResource] = field(default_factory=dict)
+    """By kind, namespace and name: resources as they were when they were last read (`lookup.recall`)."""
