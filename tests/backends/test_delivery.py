@@ -16,7 +16,8 @@ from sinas_server.backends.delivery import (
     secret_bytes,
     signed_headers,
 )
-from sinas_server.backends.net import Address, literal
+from sinas_server.backends.net import literal
+from sinas_server.kit.hosts import Address
 from tests.functions.receiver import receiving
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()

@@ -8,12 +8,12 @@ import httpx2
 import pytest
 
 from sinas_server.backends.net import (
-    Address,
     ForbiddenAddressError,
     GuardedTransport,
     check_endpoint,
     refuse_metadata,
 )
+from sinas_server.kit.hosts import Address
 from tests.fakes.llm_server import FakeLLM
 
 

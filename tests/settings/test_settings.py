@@ -114,6 +114,10 @@ def test_ollama_is_given_as_ollama_itself_reads_it(monkeypatch: pytest.MonkeyPat
         ("SANDBOX_MIN_SIZE", "21", "must not be greater than SANDBOX_MAX_SIZE"),
         ("SANDBOX_MIN_IDLE", "21", "must not be greater than SANDBOX_MAX_SIZE"),
         ("AUTO_APPLY_CONFIG", "true", "needs CONFIG_FILE"),
+        ("CALLBACK_ALLOWED_HOSTS", "a.example, b.example:http", "'b.example:http' names no port"),
+        ("CALLBACK_ALLOWED_HOSTS", "https://a.example", "'https://a.example' names no port"),
+        ("CALLBACK_ALLOWED_HOSTS", "10.0.0.0/33", "'10.0.0.0/33' is no host name, address or network"),
+        ("SINAS_ALLOWED_HOSTS", "a b", "'a b' is no host name"),
     ],
 )
 def test_a_wrong_value_stops_the_start_by_name(

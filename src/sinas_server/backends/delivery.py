@@ -15,16 +15,14 @@ import httpx2
 
 from sinas_server.backends.net import (
     METADATA_NAMES,
-    Address,
     GuardedTransport,
     Refusal,
-    Rule,
     embedded_ipv4,
     literal,
-    parse_rule,
     refuse_metadata,
     refuse_private,
 )
+from sinas_server.kit.hosts import Address, Rule, parse_rule
 
 SECONDS = 15.0
 """Longest wait for an answer, the connection included."""

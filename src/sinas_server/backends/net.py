@@ -4,15 +4,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import httpcore2
 import httpx2
 
-Address: TypeAlias = IPv4Address | IPv6Address
+from sinas_server.kit.hosts import Address
+
 Refusal: TypeAlias = Callable[[Address], str | None]
 """Says why an address may not be reached, or None when it may."""
 
@@ -74,45 +74,6 @@ def _is_ours(address: Address) -> bool:
         probe.bind((str(address), 0))
         return True
     return False
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One entry of the allow-list."""
-
-    host: str
-    """Lower case; empty for a network."""
-    below: bool
-    """Also every name below the host."""
-    network: IPv4Network | IPv6Network | None
-    port: int | None
-
-    def names(self, host: str, port: int) -> bool:
-        """Whether the entry names this host."""
-        if not self.host or self.port not in {None, port}:
-            return False
-        return host.endswith(f".{self.host}") if self.below else host == self.host
-
-    def holds(self, address: Address, port: int) -> bool:
-        """Whether the entry holds this address."""
-        return self.network is not None and self.port in {None, port} and address in self.network
-
-
-def parse_rule(text: str) -> Rule:
-    """`api.example.com`, `*.example.com`, `10.0.0.5`, `10.1.0.0/16` or `[fd00::]/8`, with an optional `:port`.
-
-    Raises `ValueError`.
-    """
-    entry, port = text.strip().lower(), None
-    if entry.count(":") == 1 or "]:" in entry:
-        entry, _, number = entry.rpartition(":")
-        port = int(number)
-    entry = entry.replace("[", "").replace("]", "")
-    if not entry:
-        raise ValueError(f"{text!r} names no host")
-    with contextlib.suppress(ValueError):
-        return Rule("", False, ip_network(entry, strict=False), port)
-    return Rule(entry.removeprefix("*.").rstrip("."), entry.startswith("*."), None, port)
 
 
 def check_endpoint(url: str) -> None:

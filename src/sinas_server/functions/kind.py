@@ -80,6 +80,7 @@ class FunctionSpec(Spec):
         ge=1,
         le=10_000,
         description="How many of its executions may run at a time, over all workers; the others wait. Null: no limit. "
+        "One that waits for a person's input does not count, and goes on at once when it gets it. "
         "One that waits for another of the same function can use up the limit, and then ends by its time limit.",
     )
     idempotent: bool = Field(

@@ -5,9 +5,10 @@ import binascii
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
+from sinas_server.kit.hosts import parse_rule
 from sinas_server.kit.texts import split_commas
 
 
@@ -57,7 +58,16 @@ def check_redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def check_hosts(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Hosts that may be reached, or `*`. Raises `ValueError`."""
+    for entry in value:
+        if entry != "*":
+            parse_rule(entry)
+    return value
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
+Hosts = Annotated[Names, AfterValidator(check_hosts)]
 
 
 SIZES = {"": 0, "k": 10, "m": 20, "g": 30}

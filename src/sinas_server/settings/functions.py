@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings
 
-from sinas_server.settings.checks import Names, Size
+from sinas_server.settings.checks import Hosts, Names, Size
 
 
 class FunctionSettings(BaseSettings):
@@ -38,7 +38,7 @@ class FunctionSettings(BaseSettings):
         description="What functions may reach: `public` addresses and `SINAS_ALLOWED_HOSTS`, only those on that "
         "`list`, or `none`. This platform's own API is reachable in each case.",
     )
-    sinas_allowed_hosts: Names = Field(
+    sinas_allowed_hosts: Hosts = Field(
         (),
         description="Comma-separated host names, addresses or networks (`10.1.0.0/16`) that functions and fetches "
         "steered by users may reach although they are not public. Cloud metadata addresses are never reachable.",

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings
 
-from sinas_server.settings.checks import Names, check_signing_secrets
+from sinas_server.settings.checks import Hosts, check_signing_secrets
 
 
 class WorkSettings(BaseSettings):
@@ -39,7 +39,7 @@ class WorkSettings(BaseSettings):
     execution_retention_days: int = Field(
         90, ge=1, description="Days for which executions that have ended are kept, with their results and output."
     )
-    callback_allowed_hosts: Names = Field(
+    callback_allowed_hosts: Hosts = Field(
         (),
         description="Comma-separated host names (`*.example.com` for all below), addresses or networks that "
         "`callback_url` may lead to, each with an optional `:port`; `*` allows every public address. What is listed "

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from sinas_server.backends.net import Address
 from sinas_server.backends.sandbox import Outcome, Sandbox
 from sinas_server.backends.sandbox.config import SandboxConfig
+from sinas_server.kit.hosts import Address
 from tests.backends.sandbox.conftest import PACKAGES, task
 
 NAMES = {

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from sinas_server.backends.net import parse_rule
 from sinas_server.backends.sandbox import Ending, Sandbox
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.egress import Policy, RefusedError, make_policy
+from sinas_server.kit.hosts import parse_rule
 from tests.backends.sandbox.egress_world import World, look_up, open_world
 
 

@@ -6,10 +6,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from sinas_server.backends.net import Address
 from sinas_server.backends.sandbox import Ending, Sandbox
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.backends.sandbox.egress import RefusedError, make_policy
+from sinas_server.kit.hosts import Address
 from tests.backends.sandbox.egress_world import World, open_world
 
 

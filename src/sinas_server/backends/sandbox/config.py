@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sinas_server.backends.net import Address, resolve
+from sinas_server.backends.net import resolve
 from sinas_server.backends.sandbox import Limits
+from sinas_server.kit.hosts import Address
 from sinas_server.settings import Settings
 
 Resolve = Callable[[str, int], Awaitable[list[Address]]]

@@ -13,16 +13,14 @@ from urllib.parse import urlsplit
 
 from sinas_server.backends.net import (
     METADATA_NAMES,
-    Address,
-    Rule,
     embedded_ipv4,
     literal,
-    parse_rule,
     refuse_metadata,
     refuse_private,
 )
 from sinas_server.backends.sandbox import Egress
 from sinas_server.backends.sandbox.config import Resolve, SandboxConfig
+from sinas_server.kit.hosts import Address, Rule, parse_rule
 
 HEAD_SECONDS = 10.0
 CONNECT_SECONDS = 30.0
