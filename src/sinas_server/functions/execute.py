@@ -4,19 +4,19 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import cast
 from uuid import UUID, uuid4
 
 import orjson
 import structlog
 from pydantic import JsonValue
 from sqlalchemy import (
-    ColumnElement,
     Executable,
     Float,
     Integer,
     Row,
     Select,
+    SQLColumnExpression,
     Text,
     Uuid,
     bindparam,
@@ -222,7 +222,7 @@ _COLUMNS = (
     *("turn_id", "step", "call_index", "input_data", "timeout", "timeout_from", "shared_pool", "max_retries"),
     *("idempotency_key", "callback_url", "rerun_of", "batch_id", "batch_index", "max_concurrency", "held"),
 )
-NEW: Mapping[str, ColumnElement[Any]] = {
+NEW: Mapping[str, SQLColumnExpression[object]] = {
     **{name: bindparam(f"new_{name}", type_=ExecutionRow.__table__.columns[name].type) for name in _COLUMNS},
     "run_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("new_delay", type_=Float)),
 }

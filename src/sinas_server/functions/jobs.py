@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 from time import monotonic
-from typing import Any
 
 import orjson
 import structlog
 from pydantic import JsonValue
 from sqlalchemy import (
+    CTE,
     Boolean,
     ColumnElement,
     Executable,
@@ -29,7 +30,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from sinas_server.backends.sandbox import (
@@ -89,7 +89,7 @@ _AGENTS: ColumnElement[str] = literal_column(f"'{Trigger.AGENT.value}'")
 _KEPT = (ResourceRow.id == ExecutionRow.function_id, ResourceRow.deleted_at.is_(None))
 
 
-def _beginning(claiming: ReturningUpdate[Any]) -> Executable:
+def _beginning(claiming: ReturningUpdate[*tuple[object, ...]]) -> Executable:
     """Has the claim note the start, open the grant and read the function, null if it was deleted.
 
     The start of an agent's call is noted apart (`_begin`), because one that has begun may not be repeated.
@@ -99,7 +99,9 @@ def _beginning(claiming: ReturningUpdate[Any]) -> Executable:
     version_now = func.coalesce(version, ExecutionRow.version)
     claimed = claiming.values(started_at=started, version=version_now).cte("claimed")
     row = claimed.c
-    opened = opening_grants(select(row.id, row.user_id, row.api_key_id, _owners(row), row.depth + 1, _expiry(row)))
+    opened = opening_grants(
+        select(row.id, row.user_id, row.api_key_id, _owners(claimed), row.depth + 1, _expiry(claimed))
+    )
     granted = opened.cte("granted")
     return (
         select(*row, granted.c.token_id, granted.c.expires_at, cast(ResourceRow.spec, Text).label("spec"))
@@ -109,15 +111,17 @@ def _beginning(claiming: ReturningUpdate[Any]) -> Executable:
     )
 
 
-def _owners(row: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
+def _owners(claimed: CTE) -> ColumnElement[object]:
     """Whose rights limit the execution: the owner of its function beside those of the functions that wait for it."""
+    row = claimed.c
     own = row.function_owner_id
     return case(
         (or_(own.is_(None), own == any_(row.owner_ids)), row.owner_ids), else_=func.array_append(row.owner_ids, own)
     )
 
 
-def _expiry(row: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[Any]:
+def _expiry(claimed: CTE) -> ColumnElement[datetime]:
+    row = claimed.c
     more = case((row.shared_pool, bindparam("input_seconds", type_=Float)), else_=literal_column("0"))
     seconds = row.timeout + bindparam("extra_seconds", type_=Float) + more
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
