@@ -44,10 +44,11 @@ class ProviderSpec(Spec):
     )
     config: dict[str, JsonValue] = Field(
         default={},
-        description="More settings: `max_tokens`, `organization_id`, `timeout`, `prices`, `thinking` (how much models "
-        "reason), `prompt_caching` (whether it is asked to keep what a chat's requests have in common; unset: if it is "
-        "known to take that), `context_window` (tokens a model reads at most; longer conversations lose their oldest "
-        "exchanges); the rules of `scripted`.",
+        description="More settings: `max_tokens`, `organization_id`, `timeout`, `prices`, `api` (`responses`: OpenAI's "
+        "API whose models go on with their reasoning), `thinking` (how much models reason), `prompt_caching` (whether "
+        "it is asked to keep what a chat's requests have in common; unset: if it is known to take that), "
+        "`context_window` (tokens a model reads at most; longer conversations lose their oldest exchanges); the rules "
+        "of `scripted`.",
     )
     is_default: bool = Field(default=False, description="Whether agents without a provider of their own use it.")
 

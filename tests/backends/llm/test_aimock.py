@@ -2,17 +2,27 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import httpx2
 import pytest
 
-from sinas_server.backends.llm import AssistantMessage, LanguageModel, ProviderConfig, ToolMessage
+from sinas_server.backends.llm import (
+    AssistantMessage,
+    LanguageModel,
+    ProviderConfig,
+    TextPart,
+    ToolMessage,
+    UserMessage,
+)
 from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.remote import RemoteModel
 from tests.backends.llm.asking import KEY, WEATHER, ask, collect, failure, text, thinking
 from tests.fakes.aimock import UnavailableError, aimock
 from tests.fakes.llm_server import Provider
 
+Json = dict[str, Any]
 ARGUMENTS = '{"city":"Köln","days":[1,2]}'
 FIXTURES: list[dict[str, object]] = [
     {
@@ -35,6 +45,19 @@ FIXTURES: list[dict[str, object]] = [
     {
         "match": {"userMessage": "think"},
         "response": {"content": "42", "reasoning": "First the sum.", "reasoningSignature": "c2ln"},
+    },
+    {
+        "match": {"userMessage": "ponder", "hasToolResult": False},
+        "response": {
+            "toolCalls": [{"id": "call_a", "name": "shop__weather", "arguments": ARGUMENTS}],
+            "reasoning": "Ask the weather.",
+            "reasoningSignature": "c2ln",
+            "redactedThinking": ["b3BhcXVl"],
+        },
+    },
+    {
+        "match": {"userMessage": "ponder", "toolResultContains": "grey"},
+        "response": {"content": "Grey.", "reasoning": "So it is grey.", "reasoningSignature": "bGFzdA=="},
     },
     {
         "match": {"userMessage": "limit"},
@@ -89,17 +112,71 @@ async def test_a_turn_with_parallel_tools(served: tuple[Provider, LanguageModel]
     assert text(events) == final.text == "Grey skies."
 
 
-async def test_thinking_and_its_replay(served: tuple[Provider, LanguageModel], mock: str) -> None:
+async def test_thinking_and_its_replay(served: tuple[Provider, LanguageModel]) -> None:
     provider, model = served
     events, answer = await collect(model, ask("think"))
     assert answer.text == "42"
     if provider != "anthropic":
         return
     assert thinking(events) == answer.thinking == "First the sum."
+    bodies = watched(model)
     await collect(model, ask("think", AssistantMessage("42", (), answer.native), "greet"))
-    async with httpx2.AsyncClient() as client:
-        journal = (await client.get(f"{mock}/__aimock/journal")).json()
-    assert "c2ln" in json.dumps(journal)
+    assert "c2ln" in json.dumps(bodies)
+
+
+def watched(model: LanguageModel) -> list[Json]:
+    """The bodies of the requests that a model sends from now on; aimock's journal keeps them in a form of its own."""
+    assert isinstance(model, RemoteModel)
+    bodies: list[Json] = []
+
+    async def note(request: httpx2.Request) -> None:
+        bodies.append(json.loads(request.content))
+
+    model._client().event_hooks = {"request": [note]}
+    return bodies
+
+
+async def pondered(model: LanguageModel) -> Json:
+    """What a provider is sent two steps and another turn after it began to think about something."""
+    bodies = watched(model)
+    request = replace(ask("ponder", tools=(WEATHER,)), model="gpt-5")
+    _, first = await collect(model, request)
+    (call,) = first.tool_calls
+    said = AssistantMessage(first.text, first.tool_calls, json.loads(json.dumps(first.native)))
+    steps = (*request.messages, said, ToolMessage(call.id, call.name, "grey"))
+    _, last = await collect(model, replace(request, messages=steps))
+    assert last.text == "Grey."
+    answered = AssistantMessage(last.text, (), json.loads(json.dumps(last.native)))
+    await collect(model, replace(request, messages=(*steps, answered, UserMessage((TextPart("greet"),)))))
+    return bodies[-1]
+
+
+async def test_thinking_around_calls(served: tuple[Provider, LanguageModel]) -> None:
+    provider, model = served
+    first, last = [said for said in (await pondered(model))["messages"] if said["role"] == "assistant"]
+    if provider == "anthropic":
+        redacted = {"type": "redacted_thinking", "data": "b3BhcXVl"}
+        thought = {"type": "thinking", "thinking": "Ask the weather.", "signature": "c2ln"}
+        assert sorted(first["content"][:2], key=lambda block: str(block["type"])) == [redacted, thought]
+        assert first["content"][2]["type"] == "tool_use"
+        assert last["content"][0]["signature"] == "bGFzdA=="
+    elif provider == "openai":
+        assert first["reasoning_content"] == "Ask the weather."
+        assert last["reasoning_content"] == "So it is grey."
+    else:  # aimock writes it in OpenAI's field, not Ollama's, so that it goes back as text
+        assert "Ask the weather." in first["content"]
+        assert "So it is grey." in last["content"]
+
+
+async def test_reasoning_items_of_the_responses_api(mock: str) -> None:
+    model = open_model(ProviderConfig("openai", KEY, mock, {"api": "responses"}))
+    body = await pondered(model)
+    assert body["store"] is False
+    items = [item for item in body["input"] if item.get("type") not in (None, "message")]
+    assert [item["type"] for item in items] == ["reasoning", "function_call", "function_call_output", "reasoning"]
+    assert all(item["encrypted_content"] for item in items if item["type"] == "reasoning")
+    assert items[1]["call_id"] == items[2]["call_id"]
+    await model.close()
 
 
 async def test_errors(served: tuple[Provider, LanguageModel]) -> None:

@@ -11,9 +11,9 @@ from sinas_server.backends.llm.history import Dialect
 if TYPE_CHECKING:
     from pydantic_ai.models.anthropic import AnthropicModel
     from pydantic_ai.models.mistral import MistralModel
-    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
-Adapter: TypeAlias = "OpenAIChatModel | AnthropicModel | MistralModel"
+Adapter: TypeAlias = "OpenAIChatModel | OpenAIResponsesModel | AnthropicModel | MistralModel"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
-"""OpenAI, every endpoint that speaks its chat completions, and Ollama, which does too."""
+"""OpenAI, every endpoint that speaks one of its APIs, and Ollama, which does too."""
 
 from urllib.parse import urlsplit
 
 import httpx2
 from openai import AsyncOpenAI
 from pydantic_ai.models.ollama import OllamaModel
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
+from pydantic_ai.models.openai import (
+    OpenAIChatModel,
+    OpenAIChatModelSettings,
+    OpenAIResponsesModel,
+    OpenAIResponsesModelSettings,
+)
 from pydantic_ai.profiles import merge_profile
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.ollama import OllamaProvider
@@ -23,7 +28,7 @@ DIALECT = Dialect()
 
 
 def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, http: httpx2.AsyncClient) -> Connection:
-    """A connection to a server that speaks OpenAI's chat completions."""
+    """A connection to a server that speaks OpenAI's chat completions or responses."""
     client = AsyncOpenAI(
         api_key=config.api_key or NO_KEY,
         base_url=endpoint,
@@ -38,7 +43,21 @@ def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, htt
     if config.type == "ollama":
         return Connection(lambda name: _ollama(name, client), DIALECT)
     caching = _caching if keeps_prompts(config, endpoint, options) else None
+    if options.api == "responses":
+        return Connection(lambda name: _responses(name, client), DIALECT, _stateless(options), caching)
     return Connection(lambda name: _openai(name, client), DIALECT, caching=caching)
+
+
+def _responses(name: str, client: AsyncOpenAI) -> OpenAIResponsesModel:
+    return OpenAIResponsesModel(name, provider=OpenAIProvider(openai_client=client))
+
+
+def _stateless(options: ProviderOptions) -> OpenAIResponsesModelSettings:
+    # The conversation is ours to keep; reasoning comes encrypted, and goes back with the rest of an answer.
+    settings = OpenAIResponsesModelSettings(openai_store=False)
+    if options.thinking:
+        settings["openai_reasoning_summary"] = "auto"
+    return settings
 
 
 def _caching(cache_key: str) -> OpenAIChatModelSettings:

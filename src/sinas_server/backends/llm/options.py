@@ -27,6 +27,11 @@ class ProviderOptions(BaseModel):
     thinking: bool | Literal["minimal", "low", "medium", "high"] | None = Field(
         default=None, description="How much the model reasons before it answers, where it can; its own choice if unset."
     )
+    api: Literal["chat", "responses"] = Field(
+        default="chat",
+        description="Which of OpenAI's APIs agents speak: chat completions, which all compatible servers have, or "
+        "responses, which give back the reasoning of OpenAI's own models in the next request.",
+    )
     prompt_caching: bool | None = Field(
         default=None,
         description="Whether the provider is asked to keep what a chat's requests have in common. If unset, those are "
