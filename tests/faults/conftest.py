@@ -51,6 +51,8 @@ BOSS: list[dict[str, object]] = [
     {"when": {"after_tool": CALL}, "answer": f"It said: {{{{ results['{CALL}'].response }}}}"},
 ]
 """A model that has the one above work for it."""
+RECALLS: list[dict[str, object]] = [{"when": {"contains": "The messages:"}, "answer": "Six questions."}]
+"""A model that is asked for summaries too."""
 ANY: dict[str, object] = {"input_schema": {}, "output_schema": {}}
 FUNCTIONS = {"once": False, "again": True}
 """Name → whether it is idempotent."""
@@ -67,7 +69,12 @@ def anyio_backend() -> str:
 
 
 async def add_agent(
-    stack: Stack, name: str, rules: Sequence[Mapping[str, object]], functions: Sequence[str], *agents: str
+    stack: Stack,
+    name: str,
+    rules: Sequence[Mapping[str, object]],
+    functions: Sequence[str],
+    *agents: str,
+    **more: object,
 ) -> None:
     """An agent `t/NAME` whose model follows these rules."""
     config = {"rules": rules, "chunk_size": 8, "delay_ms": 5}
@@ -79,6 +86,7 @@ async def add_agent(
         "llm_provider_id": made["id"],
         "enabled_functions": functions,
         "enabled_agents": agents,
+        **more,
     }
     await stack.ask("POST", "/api/v1/agents", agent)
 
@@ -96,6 +104,7 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         await add_agent(stack, "agent", RULES, [f"t/{name}" for name in FUNCTIONS])
         await add_agent(stack, "dice", DICE, [])
         await add_agent(stack, "boss", BOSS, [], "t/dice")
+        await add_agent(stack, "recalls", RECALLS, [], history_summary={})
         yield stack
     finally:
         stack.stop()

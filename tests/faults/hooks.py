@@ -132,6 +132,7 @@ class Hooks:
         from sinas_server.chats import ask, loop, waits  # lazy: as above
         from sinas_server.chats.delegate import AgentTools  # lazy: as above
         from sinas_server.chats.journal import Journal  # lazy: as above
+        from sinas_server.chats.summary import Memory  # lazy: as above
 
         setattr(ask, "COALESCE_SECONDS", 0.0)  # noqa: B010 - each piece is sent by itself, however slow the machine is
         self.quicker()
@@ -139,8 +140,9 @@ class Hooks:
         self.commits()
         self.around(loop, "prepare", "prepare")
         self.around(loop, "read_history", "ask")
-        for name in ("answered", "finished", "closed_step", "waits", "paused", "completed", "failed"):
+        for name in ("answered", "finished", "closed_step", "waits", "paused", "completed", "failed", "spent"):
             self.around(Journal, name, name)
+        self.around(Memory, "_written", "summarize")
         self.around(FunctionTools, "call_tool", "tool")
         self.around(AgentTools, "call_tool", "delegate")
         self.around(waits, "_resume_soon", "resume")

@@ -20,6 +20,7 @@ SETTINGS: dict[str, object] = {
     "sinas_mode": "embedded",
     "bind_host": "127.0.0.1",
     "job_lease_seconds": 3.0,
+    "max_history_messages": 12,
     "queue_retry_delay": 0.0,
     "queue_max_retries": 2,
     "sandbox_min_size": 2,
