@@ -56,3 +56,16 @@ def test_media_and_tools_count() -> None:
     with_tool = Window(1000).room(ModelRequest(model="m", messages=(), tools=(tool,), max_tokens=100))
     assert with_tool is not None
     assert with_tool < 890
+
+
+def test_older_exchanges_go_many_at_once() -> None:
+    talk: list[Message] = []
+    begins: list[Message] = []
+    for number in range(200):
+        talk += [UserMessage((TextPart(f"question {number:031}"),)), AssistantMessage(TEN)]
+        kept = fitting(talk, 1000)
+        begins.append(kept[0])
+        if len(talk) > 100:
+            assert 74 <= len(kept) <= 100
+    assert begins[:50] == [talk[0]] * 50
+    assert len(set(begins)) < 200 / 4

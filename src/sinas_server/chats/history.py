@@ -1,4 +1,8 @@
-"""What of a conversation the model is given again: the newest messages, never a call without its results."""
+"""What of a conversation the model is given again: the newest messages, never a call without its results.
+
+Where older messages go, many go at once, since providers have to read a request anew that begins otherwise than the one
+before. Which is the first to stay is told by nothing but the messages: the one with the least id among those it may be.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -50,18 +54,20 @@ async def read_newest(database: Database, turn: TurnRow, most: int) -> list[Said
 
 async def read_history(database: Database, turn: TurnRow, most: int) -> list[Message]:
     """The newest `most` messages on the way to a turn that make sense without those before, and what it answers."""
-    return list(map(as_message, whole(await read_newest(database, turn, most), turn.message_id, most)))
+    return list(map(as_message, whole(await read_newest(database, turn, most + 1), turn.message_id, most)))
 
 
 def whole(rows: Sequence[Said], asked: UUID, most: int) -> list[Said]:
-    """The rows from the first user message among the newest `most` on; failing that the one asked, and the last steps.
+    """The newest rows, at most so many, from what a user said on; failing that the one asked and the last steps.
 
-    `rows`: the newest `most` messages, before them perhaps the one that the turn answers, whose id is `asked`.
+    `rows`: the newest messages, before them perhaps the one that the turn answers, whose id is `asked`.
     """
     newest = list(rows[-most:])
-    first = next((i for i, row in enumerate(newest) if row.role == "user"), None)
-    if first is not None:
-        return newest[first:]
+    users = [i for i, row in enumerate(newest) if row.role == "user"]
+    if users:
+        last = next((i for i in users if newest[i].id == asked), users[-1])
+        near = [i for i in users if i < users[0] + most // 4 and i <= last] if len(rows) > most else []
+        return newest[min(near, key=lambda i: newest[i].id, default=users[0]) :]
     start = next((i for i, row in enumerate(newest) if row.role != "tool"), len(newest))
     return [row for row in rows if row.id == asked] + newest[start:]
 

@@ -7,6 +7,7 @@ by what the model itself counted for the chat's last request: the ratio of the t
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from zlib import crc32
 
 import orjson
 from pydantic import JsonValue
@@ -88,14 +89,20 @@ def fitting(history: Sequence[Message], most: int) -> list[Message]:
     asked = [index for index, step in enumerate(steps) if isinstance(step[0], UserMessage)]
     if not asked:
         return list(history)
-    for start in asked:
-        if sum(sizes[start:]) <= most:
-            return _joined(steps[start:])
+    starts = [start for start in asked if sum(sizes[start:]) <= most]
+    if starts:
+        near = [start for start in starts[:-1] if sum(sizes[start:]) > most * 3 // 4] if starts != asked else []
+        return _joined(steps[min(near, key=lambda start: _mark(steps[start][0]), default=starts[0]) :])
     last = asked[-1]
     for start in range(last + 1, len(steps)):
         if sizes[last] + sum(sizes[start:]) <= most:
             return _joined([steps[last], *steps[start:]])
     return _joined([steps[last], *steps[last + 1 :][-1:]])
+
+
+def _mark(message: Message) -> int:
+    """By which the first to stay is chosen: see `history`."""
+    return crc32("\n".join(texts_of(message)).encode())
 
 
 def _joined(steps: Iterable[Sequence[Message]]) -> list[Message]:

@@ -301,6 +301,7 @@ def test_openai_itself_gets_its_newer_names() -> None:
     profile = connection.model("gpt-4o").profile
     assert profile.get("openai_chat_supports_max_completion_tokens", True)
     assert profile.get("openai_chat_streaming_requires_finish_reason")
+    assert profile.get("openai_chat_send_back_thinking_parts") is False, "it would be sent under the item's id"
 
 
 async def test_one_connection_serves_many_requests(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:

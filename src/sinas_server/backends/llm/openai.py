@@ -68,6 +68,8 @@ def _openai(name: str, client: AsyncOpenAI) -> OpenAIChatModel:
     # A stream that simply ends would otherwise count as a whole answer.
     profile = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
     if client.base_url.host == urlsplit(OFFICIAL["openai"]).hostname:
+        # What it thought is told by its other API only, and in a form that this one does not take.
+        profile["openai_chat_send_back_thinking_parts"] = False
         return OpenAIChatModel(name, provider=OpenAIProvider(openai_client=client), profile=profile)
     default = OpenAICompatibleProvider.model_profile(name)
     reasons = bool(default and default.get("openai_supports_reasoning"))
