@@ -155,9 +155,11 @@ class Hooks:
         self.around(RedisStreams, "append", "append", lost_redis)
         append_one = RedisStreams.append
 
-        async def append(streams: RedisStreams, channel: str, events: Sequence[StreamEvent]) -> None:
-            for event in events:
-                await append_one(streams, channel, [event])
+        async def append(
+            streams: RedisStreams, channel: str, events: Sequence[StreamEvent], *, tell: Sequence[str] = ()
+        ) -> None:
+            for each in [[event] for event in events] or [[]]:
+                await append_one(streams, channel, each, tell=tell)
 
         setattr(RedisStreams, "append", append)  # noqa: B010 - as above
 

@@ -1,5 +1,6 @@
 """Agents behind the official SDK: one durable turn, told as one answer."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -8,8 +9,9 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat.chat_completion import Choice
 
+from sinas_server.chats.tools import SystemTools
 from sinas_server.kernel.runtime import Runtime
-from tests.chats.conftest import CountingTools, Declare, get_chat, open_chat
+from tests.chats.conftest import CountingTools, Declare, get_chat, open_chat, working
 from tests.fakes.llm_server import FakeLLM, Reply
 from tests.openai_adapter.conftest import Connect, Provide
 from tests.people import Person, make_key
@@ -19,6 +21,8 @@ LOOK = [
     {"when": {"contains": "look"}, "call": [{"tool": "shop/look", "arguments": {"n": "{{ 1 }}"}}], "answer": "Wait."},
     {"when": {"after_tool": "shop/look"}, "answer": "Found {{ results['shop/look'].got.n }}."},
 ]
+ASKED = {"question": "Which colour?", "options": ["red", "blue"]}
+QUESTION = [{"when": {"contains": "paint"}, "call": [{"tool": "askUser", "arguments": ASKED}]}]
 DANGER = [{"when": {"contains": "danger"}, "call": [{"tool": "shop/danger", "arguments": {"n": "1"}}]}]
 
 
@@ -126,6 +130,23 @@ async def test_a_call_that_waits_for_approval_is_told(
     call = (await get_chat(user, chat_id))["pending_approvals"][0]["tool_call_id"]
     decided = await user.http.post(f"/chats/{chat_id}/approve-tool/{call}", json={"approved": True})
     assert decided.status_code == 202
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_question_to_the_user_is_told(stream: bool, runtime: Runtime, declare: Declare, user: Person) -> None:
+    await declare("curious", QUESTION, system_tools=["askUser"])
+    body = {"model": "default/curious", "messages": [{"role": "user", "content": "paint"}], "stream": stream}
+    async with working(replace(runtime, toolsets=(SystemTools(),))):
+        answer = await user.http.post("/adapters/openai/v1/chat/completions", json=body)
+    assert answer.status_code == 200
+    chat_id = answer.headers["x-chat-id"]
+    assert "[The agent asks: Which colour? (red, blue) POST /chats/" in answer.text
+    assert '"input_required"' in answer.text
+    if not stream:
+        (asked,) = answer.json()["sinas"]["pending_inputs"]
+        assert (asked["question"], asked["options"]) == ("Which colour?", ["red", "blue"])
+        where = f"/chats/{chat_id}/pending-input/{asked['tool_call_id']}"
+        assert (await user.http.post(where, json={"answer": "red"})).status_code == 202
 
 
 @pytest.mark.parametrize(

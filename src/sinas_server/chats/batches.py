@@ -10,16 +10,20 @@ MOST_WAITING = 1000
 
 
 async def batches(events: AsyncIterator[T], seconds: float) -> AsyncGenerator[list[T], None]:
-    """Groups of events, at least `seconds` apart but for the end; none waits longer than that. Closes `events`."""
+    """Groups of events, at least `seconds` apart but for the end; none waits longer than that. Closes `events`.
+
+    What comes at once goes together; with no `seconds` each event goes by itself.
+    """
     clock = asyncio.get_running_loop()
     group: list[T] = []
     more, room = asyncio.Event(), asyncio.Event()
+    most = MOST_WAITING if seconds else 1
 
     async def read() -> None:
         async for event in events:
             group.append(event)
             more.set()
-            while len(group) >= MOST_WAITING:
+            while len(group) >= most:
                 room.clear()
                 await room.wait()
 

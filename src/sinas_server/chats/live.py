@@ -66,39 +66,37 @@ class Channel:
                 return
             self.unknown = True
         self.log = segment.events()
-        await self._patiently(lambda: self.runtime.streams.create(str(self.id), self.log))
-        await self._signal()
+        await self._patiently(self._create)
 
     async def catch_up(self, segment: Segment) -> None:
         """Send what is journaled and not on the channel yet."""
         await self.send(rest(segment.events(), self.log[-1].position if self.log else START))
 
-    async def send(self, events: Sequence[StreamEvent]) -> None:
-        """Add events. Raises `InterruptedWorkError` if Redis stays away."""
-        if not events:
+    async def send(self, events: Sequence[StreamEvent], tell: Sequence[str] = ()) -> None:
+        """Add events, and tell the readers. Raises `InterruptedWorkError` if Redis stays away."""
+        if not events and not tell:
             return
         self.log.extend(events)
         self._unsure = events
-        await self._patiently(lambda: self._append(events))
+        await self._patiently(lambda: self._append(events, tell))
         self._unsure = ()
-        await self._signal()
 
     async def finish(self, segment: Segment) -> None:
         """Send the rest of what is journaled, tell those who wait for the turn, and let Redis forget the channel."""
         if self._unsure:  # canceled while sending
             await self._patiently(lambda: self._append(self._unsure))
-        await self.catch_up(segment)
-        await self.runtime.signals.signal(turn_topic(segment.turn_id))
+        events = rest(segment.events(), self.log[-1].position if self.log else START)
+        await self.send(events, [turn_topic(segment.turn_id)])
         await self._patiently(lambda: self.runtime.streams.expire(str(self.id), KEPT_SECONDS))
 
-    async def _append(self, events: Sequence[StreamEvent]) -> None:
+    async def _append(self, events: Sequence[StreamEvent], tell: Sequence[str] = ()) -> None:
         try:
-            await self.runtime.streams.append(str(self.id), events)
+            await self.runtime.streams.append(str(self.id), events, tell=[topic(self.id), *tell])
         except StreamLostError:
-            await self.runtime.streams.create(str(self.id), self.log)
+            await self._create(tell)
 
-    async def _signal(self) -> None:
-        await self.runtime.signals.signal(topic(self.id))
+    async def _create(self, tell: Sequence[str] = ()) -> None:
+        await self.runtime.streams.create(str(self.id), self.log, tell=[topic(self.id), *tell])
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         deadline = monotonic() + self._patience

@@ -1,6 +1,6 @@
 """Asking an agent: a durable turn in a chat, told as one answer. Its own tools stay inside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
@@ -107,7 +107,9 @@ class _Heard:
 
     texts: dict[int, str] = field(default_factory=dict)
     """Answer (by its place on the channel) → its text."""
-    waiting: list[Mapping[str, JsonValue]] = field(default_factory=list)
+    approvals: list[Mapping[str, JsonValue]] = field(default_factory=list)
+    questions: list[Mapping[str, JsonValue]] = field(default_factory=list)
+    """What the user is asked."""
     restarted: bool = False
 
     def text(self) -> str:
@@ -119,7 +121,9 @@ class _Heard:
         if event.name == "restart":
             self.restarted, self.texts[place] = True, ""
         elif event.name == "approval_required":
-            self.waiting.append(payload(event))
+            self.approvals.append(_asked(event))
+        elif event.name == "input_required":
+            self.questions.append(_asked(event))
         elif event.name == "message":
             text = str(payload(event)["content"])
             gap = "\n\n" if place not in self.texts and any(self.texts.values()) else ""
@@ -149,16 +153,31 @@ async def _end(runtime: Runtime, started: Started, heard: _Heard) -> Final:
     usage = Usage(
         *(counts.get(f"{name}_tokens", 0) for name in ("prompt", "completion", "cache_read", "cache_write")),
     )
-    text = heard.text()
-    if not heard.waiting:
-        return Final(Answer(text, usage=usage), {"chat_id": str(started.chat_id), "status": "completed"})
-    told = "\n\n".join(filter(None, (text, _notice(started.chat_id, heard.waiting))))
-    waiting = [{key: value for key, value in call.items() if key != "type"} for call in heard.waiting]
-    extension = {"chat_id": str(started.chat_id), "status": "input_required", "pending_approvals": waiting}
+    text, chat_id = heard.text(), str(started.chat_id)
+    if not (heard.approvals or heard.questions):
+        return Final(Answer(text, usage=usage), {"chat_id": chat_id, "status": "completed"})
+    told = "\n\n".join(filter(None, (text, *_notices(chat_id, heard))))
+    extension = {
+        "chat_id": chat_id,
+        "status": "input_required",
+        "pending_approvals": heard.approvals,
+        "pending_inputs": heard.questions,
+    }
     return Final(Answer(told, usage=usage), cast(dict[str, JsonValue], extension))
 
 
-def _notice(chat_id: UUID, waiting: Sequence[Mapping[str, JsonValue]]) -> str:
-    names = ", ".join(f"{call['function_namespace']}/{call['function_name']}" for call in waiting)
-    first = waiting[0]["tool_call_id"]
-    return f"[The agent waits for approval of {names}: POST /chats/{chat_id}/approve-tool/{first}]"
+def _asked(event: StreamEvent) -> Mapping[str, JsonValue]:
+    return {key: value for key, value in payload(event).items() if key != "type"}
+
+
+def _notices(chat_id: str, heard: _Heard) -> Iterator[str]:
+    """What the user is asked, for clients that show text alone."""
+    if heard.approvals:
+        names = ", ".join(f"{call['function_namespace']}/{call['function_name']}" for call in heard.approvals)
+        first = heard.approvals[0]["tool_call_id"]
+        yield f"[The agent waits for approval of {names}: POST /chats/{chat_id}/approve-tool/{first}]"
+    for asked in heard.questions:
+        options = cast(list[str] | None, asked["options"])
+        choices = f" ({', '.join(options)})" if options else ""
+        where = f"POST /chats/{chat_id}/pending-input/{asked['tool_call_id']}"
+        yield f"[The agent asks: {asked['question']}{choices} {where}]"

@@ -86,6 +86,10 @@ class Chunks:
     _text: list[str] = field(default_factory=list)
     _arguments: dict[int, str] = field(default_factory=dict)
 
+    async def whole(self, final: Final) -> Json:
+        """The same in one piece."""
+        return completion(self.model, final)
+
     async def stream(self, groups: Pieces) -> AsyncGenerator[bytes, None]:
         """The events; an error ends them, without `[DONE]`."""
         yield self._chunk({"role": "assistant", "content": "", "refusal": None})

@@ -8,7 +8,6 @@ from pydantic import JsonValue
 
 from sinas_server.backends.llm import (
     Answer,
-    Event,
     ModelRequest,
     ProviderError,
     Sampling,
@@ -113,13 +112,14 @@ async def provider_answer(runtime: Runtime, caller: Caller, provider: Resolved, 
         try:
             async with aclosing(ask(runtime, provider.config, request)) as groups:
                 async for group in groups:
-                    for event in group:
-                        if isinstance(event, Answer):
-                            call = replace(call, usage=event.usage, estimated=False)
-                            await record_now(runtime.database, call)
-                        else:
-                            said.append(event.arguments if isinstance(event, ToolCallDelta) else event.text)
-                    yield [_piece(event) for event in group]
+                    pieces = [event for event in group if not isinstance(event, Answer)]
+                    said += [piece.arguments if isinstance(piece, ToolCallDelta) else piece.text for piece in pieces]
+                    if pieces:  # not kept waiting until the call is recorded
+                        yield list[Piece](pieces)
+                    for answer in (event for event in group if isinstance(event, Answer)):
+                        call = replace(call, usage=answer.usage, estimated=False)
+                        await record_now(runtime.database, call)
+                        yield [Final(answer)]
         except ProviderError as error:
             call = replace(call, usage=Usage(), failed=True, estimated=False)
             await record_now(runtime.database, call)
@@ -134,7 +134,3 @@ async def _record_cut_off(runtime: Runtime, call: ModelCall, said: str) -> None:
     usage = replace(call.usage, completion_tokens=tokens_in(said))
     with move_on_after(RECORD_SECONDS, shield=True):
         await record_now(runtime.database, replace(call, usage=usage))
-
-
-def _piece(event: Event) -> Piece:
-    return Final(event) if isinstance(event, Answer) else event

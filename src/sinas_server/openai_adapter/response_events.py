@@ -70,13 +70,15 @@ class ResponseWriter:
 
     body: ResponseRequest
     model: str
+    keep: Keep
+    """Called before the end is told."""
     id: str = field(default_factory=lambda: new_id("resp"))
     created: int = field(default_factory=lambda: int(time()))
     _sequence: int = 0
     _items: dict[int, _Item] = field(default_factory=dict)
     """By call; the message is number -1."""
 
-    async def whole(self, final: Final, keep: Keep) -> Json:
+    async def whole(self, final: Final) -> Json:
         """The response."""
         answer = final.answer
         if answer.text or not answer.tool_calls:
@@ -84,10 +86,10 @@ class ResponseWriter:
         for number, call in enumerate(answer.tool_calls):
             self._add(number, call)
         told = self._finished(final)
-        await keep(told, final)
+        await self.keep(told, final)
         return told
 
-    async def stream(self, groups: Pieces, keep: Keep) -> AsyncGenerator[bytes, None]:
+    async def stream(self, groups: Pieces) -> AsyncGenerator[bytes, None]:
         """The events; the last says how it ended."""
         begun = self._object("in_progress", [], None)
         yield self._event("response.created", {"response": begun})
@@ -95,18 +97,18 @@ class ResponseWriter:
         try:
             async with aclosing(groups):
                 async for group in groups:
-                    yield b"".join([block for piece in group for block in await self._piece(piece, keep)]) or PING
+                    yield b"".join([block for piece in group for block in await self._piece(piece)]) or PING
         except SinasError as error:
             failed = self._object("failed", [], None)
             failed["error"] = {"code": error.code, "message": error.detail}
             yield self._event("response.failed", {"response": failed})
 
-    async def _piece(self, piece: Piece, keep: Keep) -> list[bytes]:
+    async def _piece(self, piece: Piece) -> list[bytes]:
         if isinstance(piece, TextDelta):
             return self._say(piece.text)
         if isinstance(piece, ToolCallDelta):
             return self._write(piece.index, piece.arguments, piece)
-        return await self._end(piece, keep) if isinstance(piece, Final) else []
+        return await self._end(piece) if isinstance(piece, Final) else []
 
     def _add(self, number: int, call: ToolCall | None) -> _Item:
         item = _Item(len(self._items), new_id("msg" if call is None else "fc"), call)
@@ -135,7 +137,7 @@ class ResponseWriter:
             blocks.append(self._about(item, "response.function_call_arguments.delta", item_id=item.id, delta=arguments))
         return blocks
 
-    async def _end(self, final: Final, keep: Keep) -> list[bytes]:
+    async def _end(self, final: Final) -> list[bytes]:
         """What is still to be said, the end of every item, and of the whole."""
         answer = final.answer
         said = self._items[-1].text if -1 in self._items else ""
@@ -159,7 +161,7 @@ class ResponseWriter:
                 done = "response.function_call_arguments.done"
                 blocks.append(self._about(item, done, item_id=item.id, name=name, arguments=arguments))
             blocks.append(self._about(item, "response.output_item.done", item=shown))
-        await keep(told, final)
+        await self.keep(told, final)
         return [*blocks, self._event(f"response.{told['status']}", {"response": told})]
 
     def _ordered(self) -> list[_Item]:

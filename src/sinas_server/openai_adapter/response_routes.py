@@ -3,20 +3,18 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
-from fastapi.responses import StreamingResponse
 from pydantic import JsonValue
 
 from sinas_server.kernel.http import CurrentCaller, JsonAnswer, Run, new_router
 from sinas_server.kernel.store import Resource
-from sinas_server.openai_adapter.agent_answer import HEADER
 from sinas_server.openai_adapter.embeddings import EmbeddingsRequest, embed, shown
 from sinas_server.openai_adapter.errors import ParameterError
 from sinas_server.openai_adapter.models import find_target
-from sinas_server.openai_adapter.pieces import Final, begun, whole
+from sinas_server.openai_adapter.pieces import Final
 from sinas_server.openai_adapter.response_events import ResponseWriter
 from sinas_server.openai_adapter.response_request import ResponseRequest
 from sinas_server.openai_adapter.responses import converse, forget, keep, stored
-from sinas_server.openai_adapter.routes import ERRORS, STREAM_HEADERS
+from sinas_server.openai_adapter.telling import ERRORS, tell
 from sinas_server.openai_adapter.views import DeletedResponse, EmbeddingsResponse, ResponseObject
 
 ResponseId = Annotated[str, Path(max_length=64, description="A response's id.")]
@@ -31,13 +29,8 @@ async def _respond(body: ResponseRequest, runtime: Run, caller: CurrentCaller) -
         if body.store:
             await keep(runtime, caller, conversation, told, final)
 
-    started = conversation.started
-    headers = {} if started is None else {HEADER: str(started.chat_id)}
-    writer = ResponseWriter(body, conversation.model)
-    if not body.stream:
-        return JsonAnswer(await writer.whole(await whole(conversation.pieces), kept), headers=headers)
-    blocks = writer.stream(await begun(conversation.pieces), kept)
-    return StreamingResponse(blocks, media_type="text/event-stream", headers={**STREAM_HEADERS, **headers})
+    writer = ResponseWriter(body, conversation.model, kept)
+    return await tell(writer, conversation.pieces, conversation.started, stream=body.stream)
 
 
 async def _get(response_id: ResponseId, runtime: Run, caller: CurrentCaller) -> Response:

@@ -1,31 +1,24 @@
 """The adapter over HTTP."""
 
-from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Response
-from fastapi.responses import StreamingResponse
 
-from sinas_server.kernel.http import CurrentCaller, CurrentDb, JsonAnswer, Run, new_router
+from sinas_server.kernel.http import CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.store import Resource
 from sinas_server.openai_adapter.agent_answer import HEADER, agent_answer, start_agent
-from sinas_server.openai_adapter.completions import Chunks, completion
+from sinas_server.openai_adapter.completions import Chunks
 from sinas_server.openai_adapter.errors import ParameterError
 from sinas_server.openai_adapter.models import Model, find_model, find_target, list_models
-from sinas_server.openai_adapter.pieces import begun, whole
 from sinas_server.openai_adapter.provider_answer import model_request, provider_answer
 from sinas_server.openai_adapter.request import ChatCompletionRequest
-from sinas_server.openai_adapter.views import ChatCompletion, ErrorResponse, ModelListResponse, ModelObject
+from sinas_server.openai_adapter.telling import ERRORS, tell
+from sinas_server.openai_adapter.views import ChatCompletion, ModelListResponse, ModelObject
 
 ModelId = Annotated[str, Path(description="A model's name, slashes and all.")]
 ChatHeader = Annotated[
     str | None, Header(alias=HEADER, description="Agents: go on in this chat, which has the earlier messages itself.")
 ]
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-ERRORS: Mapping[int | str, dict[str, object]] = {
-    "4XX": {"model": ErrorResponse, "description": "The request cannot be carried out."},
-    "5XX": {"model": ErrorResponse, "description": "The provider, the agent or Sinas failed."},
-}
 
 
 def _shown(model: Model) -> ModelObject:
@@ -49,21 +42,13 @@ async def _complete(
     """
     _refuse_what_is_not_supported(body)
     target = await find_target(runtime, caller, body.model)
-    headers: dict[str, str] = {}
+    usage = body.stream_options is not None and body.stream_options.include_usage
     if isinstance(target, Resource):
         started = await start_agent(runtime, caller, target, body, x_chat_id)
-        name, groups = body.model or f"agent:{target.ref}", agent_answer(runtime, started)
-        headers[HEADER] = str(started.chat_id)
-    else:
-        name, groups = (
-            body.model or target.model,
-            provider_answer(runtime, caller, target, model_request(target, body)),
-        )
-    if not body.stream:
-        return JsonAnswer(completion(name, await whole(groups)), headers=headers)
-    usage = body.stream_options is not None and body.stream_options.include_usage
-    blocks = Chunks(name, include_usage=usage).stream(await begun(groups))
-    return StreamingResponse(blocks, media_type="text/event-stream", headers={**STREAM_HEADERS, **headers})
+        writer = Chunks(body.model or f"agent:{target.ref}", include_usage=usage)
+        return await tell(writer, agent_answer(runtime, started), started, stream=body.stream)
+    pieces = provider_answer(runtime, caller, target, model_request(target, body))
+    return await tell(Chunks(body.model or target.model, include_usage=usage), pieces, None, stream=body.stream)
 
 
 def _refuse_what_is_not_supported(body: ChatCompletionRequest) -> None:

@@ -78,8 +78,9 @@ class AgentState(BaseModel):
     """What OpenAI has no words for."""
 
     chat_id: str = Field(description="The agent's chat; send it as `X-Chat-ID` to go on in it.")
-    status: str = Field(description="`completed`, or `input_required` if calls wait for approval.")
-    pending_approvals: list[JsonValue] = Field(default=[], description="The calls that wait.")
+    status: str = Field(description="`completed`, or `input_required` if the agent waits for the user.")
+    pending_approvals: list[JsonValue] = Field(default=[], description="The calls that wait for approval.")
+    pending_inputs: list[JsonValue] = Field(default=[], description="The questions that wait for an answer.")
 
 
 class ChatCompletion(BaseModel):

@@ -77,14 +77,14 @@ class StreamUnavailableError(ConnectionError):
 class EventStreams(Protocol):
     """Append-only streams with positions chosen by the writer; one writer, many readers.
 
-    Every method raises `StreamUnavailableError` while the server is away.
+    Every method raises `StreamUnavailableError` while the server is away. `tell`: signals in the same round trip.
     """
 
-    async def create(self, channel: str, events: Sequence[StreamEvent] = ()) -> None:
+    async def create(self, channel: str, events: Sequence[StreamEvent] = (), *, tell: Sequence[str] = ()) -> None:
         """Start `channel` anew holding `events`; what was there is gone."""
         ...
 
-    async def append(self, channel: str, events: Sequence[StreamEvent]) -> None:
+    async def append(self, channel: str, events: Sequence[StreamEvent], *, tell: Sequence[str] = ()) -> None:
         """Add events in order. One already there is skipped. Raises `StreamLostError` if the channel is gone."""
         ...
 

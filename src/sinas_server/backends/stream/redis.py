@@ -59,7 +59,7 @@ class RedisSignals:
     async def signal(self, topic: str, note: bytes = b"") -> None:
         """Publish the topic's name, a blank and the note; processes without a listener ignore it."""
         with suppress(RedisError, OSError):
-            await self._redis.publish(_channel(topic), b"%b %b" % (topic.encode(), note))
+            await self._redis.publish(*_signal(topic, note))
 
     @asynccontextmanager
     async def listen(self, topic: str) -> AsyncIterator[_Listener]:
@@ -130,6 +130,11 @@ def _channel(topic: str) -> str:
     return f"{ALWAYS}:{topic.partition(':')[0]}"
 
 
+def _signal(topic: str, note: bytes = b"") -> tuple[str, bytes]:
+    """Where a signal is published, and what."""
+    return _channel(topic), b"%b %b" % (topic.encode(), note)
+
+
 @contextmanager
 def _reachable() -> Iterator[None]:
     try:
@@ -144,33 +149,35 @@ class RedisStreams:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def create(self, channel: str, events: Sequence[StreamEvent] = ()) -> None:
+    async def create(self, channel: str, events: Sequence[StreamEvent] = (), *, tell: Sequence[str] = ()) -> None:
         """Delete and refill in one transaction."""
         key = _key(channel)
         with _reachable():
-            await self._create(key, events)
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(key)
+                pipe.xadd(key, {b"n": b"", b"d": b""}, id=str(MARK))
+                for event in events:
+                    pipe.xadd(key, _fields(event), id=str(event.position))
+                for topic in tell:
+                    pipe.publish(*_signal(topic))
+                await pipe.execute()
 
-    async def _create(self, key: str, events: Sequence[StreamEvent]) -> None:
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(key)
-            pipe.xadd(key, {b"n": b"", b"d": b""}, id=str(MARK))
-            for event in events:
-                pipe.xadd(key, _fields(event), id=str(event.position))
-            await pipe.execute()
-
-    async def append(self, channel: str, events: Sequence[StreamEvent]) -> None:
+    async def append(self, channel: str, events: Sequence[StreamEvent], *, tell: Sequence[str] = ()) -> None:
         """XADD NOMKSTREAM: a stream that is gone is noticed rather than begun in the middle."""
-        for event in events:
-            try:
-                with _reachable():
-                    added = await self._redis.xadd(
-                        _key(channel), _fields(event), id=str(event.position), nomkstream=True
-                    )
-            except ResponseError as error:
-                if "equal or smaller" in str(error):  # sent before, and only the answer was lost
-                    continue
-                raise
-            if added is None:
+        key = _key(channel)
+        with _reachable():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for event in events:
+                    pipe.xadd(key, _fields(event), id=str(event.position), nomkstream=True)
+                for topic in tell:
+                    pipe.publish(*_signal(topic))
+                answers = await pipe.execute(raise_on_error=False)
+        for answer in answers[: len(events)]:
+            if isinstance(answer, ResponseError) and "equal or smaller" in str(answer):
+                continue  # sent before, and only the answer was lost
+            if isinstance(answer, Exception):
+                raise answer
+            if answer is None:
                 raise StreamLostError(channel)
 
     async def read(self, channel: str, after: Position) -> tuple[bool, list[StreamEvent]]:
