@@ -38,6 +38,7 @@ from sinas_server.dependencies.bootstrap import bootstrap as bootstrap_dependenc
 from sinas_server.dependencies.jobs import PACKAGE_JOB
 from sinas_server.dependencies.kind import DEPENDENCY
 from sinas_server.dependencies.retention import PRUNE_LOOP
+from sinas_server.dependencies.tools import PackageTools
 from sinas_server.functions import executions
 from sinas_server.functions import routes as functions
 from sinas_server.functions.batches import BATCH_LOOP, EXECUTION_MEMBERS, batches_router
@@ -144,7 +145,10 @@ MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
 ADAPTER_ROUTERS: tuple[APIRouter, ...] = (adapter_router, response_router)
 """Mounted at `/adapters/openai`."""
 
-TOOLSETS: tuple[Toolset, ...] = (FunctionTools(), SkillTools(), AgentTools(), SystemTools(), ResultTools())
+TOOLSETS: tuple[Toolset, ...] = (
+    *(FunctionTools(), SkillTools(), AgentTools()),
+    *(SystemTools(), PackageTools(), ResultTools()),
+)
 TASKS: Mapping[str, TaskHandler] = {MAIL_TASK: send_mail, LETTER_TASK: send_letter, DELIVERY_TASK: deliver_task}
 COMMANDS: Mapping[str, Handler] = POOL_COMMANDS
 """What a function worker does when it is told to."""

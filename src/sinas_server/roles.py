@@ -192,13 +192,14 @@ async def start_function_sandbox(settings: Settings, worker: str) -> Sandbox:
 
 def open_shared_pool(settings: Settings) -> "SharedPool":
     """The shared pool of a function worker; its processes start when they are needed."""
-    from sinas_server.backends.sandbox.shared import SharedConfig, SharedPool  # lazy: function workers only
+    from sinas_server.backends.sandbox.config import platform_of  # lazy: function workers only
+    from sinas_server.backends.sandbox.shared import SharedConfig, SharedPool  # lazy: the same
 
     return SharedPool(
         SharedConfig(
             count=settings.default_worker_count,
             memory_bytes=settings.shared_worker_memory << 20,
-            platform_port=settings.port,
+            platform=platform_of(settings),
         )
     )
 

@@ -45,7 +45,9 @@ async def working(
 ) -> AsyncIterator[Worker[Any]]:
     """A function worker with two slots, a sandbox and a shared pool of its own, while the block runs."""
     sandbox = open_sandbox(SandboxConfig(min_size=1, min_idle=1, max_size=12, platform=("127.0.0.1", port)))
-    shared = SharedPool(SharedConfig(count=2, platform_port=port, memory_bytes=memory_bytes, stop_seconds=1.0))
+    shared = SharedPool(
+        SharedConfig(count=2, platform=("127.0.0.1", port), memory_bytes=memory_bytes, stop_seconds=1.0)
+    )
     await sandbox.start()
     await shared.start()
     equipped = dataclasses.replace(runtime, sandbox=sandbox, shared_pool=shared, worker_name=name)

@@ -93,14 +93,38 @@ async def test_shared_and_private_stand_side_by_side(admin: Person, user: Person
     assert len({shared["id"], mine["id"], his["id"]}) == 3
     assert [item["id"] for item in (await user.http.get(URL)).json()] == [mine["id"]]
     assert {item["id"] for item in (await admin.http.get(URL)).json()} == {shared["id"], his["id"]}
-    assert (await admin.http.get(f"{URL}/TOKEN")).json()["id"] == his["id"], "the private one takes precedence"
+    assert (await admin.http.get(f"{URL}/TOKEN?visibility=private")).json()["id"] == his["id"]
     assert (await admin.http.get(f"{URL}/TOKEN?visibility=shared")).json()["id"] == shared["id"]
     assert (await admin.http.get(f"{URL}/{mine['id']}")).status_code == 404, "another's private one"
     assert (await admin.http.put(f"{URL}/TOKEN?visibility=shared", json={"value": "new"})).status_code == 200
     assert {value for _, value in await stored(runtime)} == {"new", "mine", "his"}
     assert (await user.http.delete(f"{URL}/TOKEN?visibility=private")).status_code == 204
-    assert (await admin.http.delete(f"{URL}/TOKEN")).status_code == 204, "the shared one by default"
+    assert (await admin.http.delete(f"{URL}/TOKEN?visibility=shared")).status_code == 204
     assert [item["id"] for item in (await admin.http.get(URL)).json()] == [his["id"]]
+
+
+async def test_without_visibility_all_mean_the_same_one(admin: Person, user: Person, runtime: Runtime) -> None:
+    """The shared one for those who may do it, the private one for those who have no other."""
+    shared = await put(admin.http, value="shared")
+    mine = await put(user.http, value="mine", visibility="private")
+    his = await put(admin.http, value="his", visibility="private")
+    for person, secret, rest in ((user, mine, {"shared", "his"}), (admin, shared, {"his"})):
+        assert (await person.http.get(f"{URL}/TOKEN")).json()["id"] == secret["id"]
+        assert (await person.http.put(f"{URL}/TOKEN", json={"value": "new"})).json()["id"] == secret["id"]
+        assert {value for _, value in await stored(runtime)} == rest | {"new"}
+        assert (await person.http.delete(f"{URL}/TOKEN")).status_code == 204
+        assert {value for _, value in await stored(runtime)} == rest
+    assert (await admin.http.get(f"{URL}/TOKEN")).json()["id"] == his["id"]
+    assert (await admin.http.delete(f"{URL}/TOKEN")).status_code == 204
+    assert (await admin.http.delete(f"{URL}/TOKEN")).status_code == 404
+    await put(admin.http, value="shared")
+    for refused in (
+        await user.http.put(f"{URL}/TOKEN", json={"value": "x"}),
+        await user.http.delete(f"{URL}/TOKEN"),
+        await user.http.delete(f"{URL}/TOKEN?visibility=shared"),
+    ):
+        assert refused.status_code == 403
+    assert {value for _, value in await stored(runtime)} == {"shared"}
 
 
 async def test_a_shared_one_is_changed_by_those_who_may_for_all(

@@ -224,8 +224,8 @@ class AgentSpec(Spec):
     )
     system_tools: list[str | SystemTool] = Field(
         default=[],
-        description="Tools of the platform it may use: `askUser`, `codeExecution`, `configIntrospection`; others are "
-        "left out.",
+        description="Tools of the platform it may use: `askUser`, `codeExecution`, `configIntrospection`, "
+        "`packageManagement`; others are left out.",
     )
 
 

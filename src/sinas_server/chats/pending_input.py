@@ -15,14 +15,18 @@ from sinas_server.chats.send import answered, finished
 from sinas_server.chats.tables import ChatRow, ToolCallRow
 from sinas_server.chats.views import MessageResponse, PendingInputResponse
 from sinas_server.chats.waits import resume
+from sinas_server.functions.tables import ExecutionRow, Status
+from sinas_server.functions.trusted import give_input
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, NotFoundError, SinasError
 from sinas_server.kernel.http import CurrentCaller, CurrentDb, JsonAnswer, Run, new_router
 from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tool import Wait
 from sinas_server.kernel.unit import Db
 
 ChatId = Annotated[UUID, Path(description="The chat's id.")]
+RESOLVED = "this question has been resolved already"
 ToolCallId = Annotated[str, Path(description="The call that asks, as `input_required` names it.")]
 
 
@@ -77,10 +81,26 @@ async def answer_call(runtime: Runtime, caller: Caller, chat_id: UUID, tool_call
             raise await _not_open(db, caller, chat, tool_call_id)
         turn, call = found
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
+        if call.waits_for == Wait.INPUT:
+            await _give_input(db, runtime, call, text)
         await settle_call(db, call, answer=text, decided_by=caller.id, decided_at=func.now())
         await audit(db, caller, "answer_question", ("chat", str(call.chat_id)), {"tool_call_id": tool_call_id})
         await resume(db, runtime, turn)
     return await go_on(runtime, chat_id)
+
+
+async def _give_input(db: Db, runtime: Runtime, call: ToolCallRow, text: str) -> None:
+    """Let the paused execution of a call go on; in this transaction, so that its next question is not answered too."""
+    paused = select(ExecutionRow).where(
+        ExecutionRow.turn_id == call.turn_id,
+        ExecutionRow.step == call.step,
+        ExecutionRow.call_index == call.index,
+        ExecutionRow.status == Status.AWAITING_INPUT,
+    )
+    row = await db.scalar(paused.with_for_update())
+    if row is None:  # answered at the execution itself, or ended
+        raise ConflictError(RESOLVED)
+    await give_input(db, runtime, row, text)
 
 
 async def _not_open(db: Db, caller: Caller, chat: ChatRow, tool_call_id: str) -> SinasError:
@@ -95,7 +115,7 @@ async def _not_open(db: Db, caller: Caller, chat: ChatRow, tool_call_id: str) ->
         )
     )
     if await db.scalar(known.limit(1)) is not None:
-        return ConflictError("this question has been resolved already")
+        return ConflictError(RESOLVED)
     return NotFoundError("no such question is open in this chat")
 
 

@@ -1,6 +1,6 @@
 """Tools of the platform itself, which an agent enables by name in `system_tools`."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -13,7 +13,7 @@ from sinas_server.kernel.access import Caller
 from sinas_server.kernel.routes import view
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Filter
-from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, Wait, Waiting
+from sinas_server.kernel.tool import AgentContext, CallIdentity, Tool, ToolResult, Wait, Waiting, system_tools
 
 Arguments = Mapping[str, JsonValue]
 Call = Callable[[Runtime, Caller, Arguments, CallIdentity], Awaitable[ToolResult | Waiting]]
@@ -47,7 +47,7 @@ class SystemTools:
                 target=name,
                 status=SYSTEM_TOOLS[name].status,
             )
-            for name in dict.fromkeys(_named(agent))
+            for name in dict.fromkeys(system_tools(agent))
             if name in SYSTEM_TOOLS
         ]
 
@@ -56,12 +56,6 @@ class SystemTools:
     ) -> ToolResult | Waiting:
         """Whatever the tool does."""
         return await SYSTEM_TOOLS[tool.target].call(runtime, caller, arguments, identity)
-
-
-def _named(agent: AgentContext) -> Iterator[str]:
-    named = agent.enabled.get("system_tools")
-    for item in named if isinstance(named, list) else ():
-        yield str(item["name"]) if isinstance(item, dict) else str(item)
 
 
 async def _ask_user(

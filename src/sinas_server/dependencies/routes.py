@@ -1,8 +1,6 @@
 """Dependencies over HTTP: approving packages, and seeing what became of the set they make."""
 
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
@@ -10,27 +8,18 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import insert, select
 
+from sinas_server.dependencies.approve import approve_package, withdraw_package
 from sinas_server.dependencies.kind import DEPENDENCY, DependencySpec
-from sinas_server.dependencies.requirement import locked_versions, name_of
-from sinas_server.dependencies.sets import QUEUE, newest_set, ready_set
+from sinas_server.dependencies.requirement import locked_versions
+from sinas_server.dependencies.sets import QUEUE
+from sinas_server.dependencies.standing import Standing, State, state_of
 from sinas_server.dependencies.tables import PackageSetRow
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
 from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, JsonAnswer, Run, new_router
 from sinas_server.kernel.job import wake
 from sinas_server.kernel.routes import MAX_LIST
-from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
-
-
-class State(StrEnum):
-    """How far a set of packages is."""
-
-    PENDING = "pending"
-    RESOLVING = "resolving"
-    INSTALLING = "installing"
-    READY = "ready"
-    FAILED = "failed"
 
 
 class DependencyInstall(BaseModel):
@@ -74,38 +63,6 @@ class PackageSetResponse(BaseModel):
     ready_at: datetime | None = Field(description="When functions could first use it.")
 
 
-def state_of(row: PackageSetRow) -> State:
-    """How far a set is."""
-    if row.status == "COMPLETED":
-        return State.READY if row.ready_at else State.INSTALLING
-    states = {"PENDING": State.PENDING, "RUNNING": State.RESOLVING}
-    return states.get(row.status, State.FAILED)
-
-
-@dataclass(frozen=True)
-class Standing:
-    """The sets by which an approval is judged."""
-
-    ready: PackageSetRow | None
-    newest: PackageSetRow | None
-
-    @classmethod
-    async def now(cls, runtime: Runtime) -> "Standing":
-        """As they are now."""
-        return cls(await ready_set(runtime.database), await newest_set(runtime.database))
-
-    def of(self, requirement: str) -> tuple[State, str | None]:
-        """How far one requirement is, with the reason."""
-        ready, newest = self.ready, self.newest
-        if ready is not None and requirement in ready.requirements and requirement not in ready.left_out:
-            return State.READY, None
-        if newest is None or (newest.read_at and requirement not in newest.requirements):
-            return State.PENDING, None
-        if requirement in newest.left_out:
-            return State.FAILED, newest.left_out[requirement]
-        return state_of(newest), newest.message
-
-
 def _view(found: Resource[DependencySpec], standing: Standing) -> dict[str, object]:
     status, message = standing.of(found.spec.requirement)
     installed = locked_versions(standing.ready.lock) if standing.ready is not None else {}
@@ -147,10 +104,7 @@ def _router() -> APIRouter:
     )
     async def approve(body: DependencyInstall, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> Response:
         """Answers at once; `status` tells later when functions can import it, or why not."""
-        spec = store.validated(DEPENDENCY, body.model_dump())
-        name = ("", name_of(body.model_dump()))
-        found = await store.create(db, caller, DEPENDENCY, name, spec)
-        db.after_commit(lambda: wake(runtime, QUEUE))
+        found = await approve_package(db, runtime, caller, body.model_dump())
         return JsonAnswer(_view(found, Standing(None, None)))
 
     @router.get("", response_model=list[DependencyResponse], summary="List the approved Python packages")
@@ -171,8 +125,7 @@ def _router() -> APIRouter:
         caller: CurrentCaller,
     ) -> None:
         """Functions that are started later cannot import it, as soon as the set without it is ready."""
-        await store.delete(db, caller, DEPENDENCY, "", dependency_id)
-        db.after_commit(lambda: wake(runtime, QUEUE))
+        await withdraw_package(db, runtime, caller, dependency_id)
 
     _add_set_routes(router)
     return router

@@ -86,6 +86,13 @@ class AgentContext:
     input: Mapping[str, JsonValue]
 
 
+def system_tools(agent: AgentContext) -> list[str]:
+    """The names in an agent's `system_tools`, which are texts or objects with a `name`."""
+    named = agent.enabled.get("system_tools")
+    items = named if isinstance(named, list) else []
+    return [str(item["name"]) if isinstance(item, dict) else str(item) for item in items]
+
+
 @dataclass(frozen=True)
 class ToolResult:
     """What goes back to the model. An error is text the model can explain to the user."""

@@ -1,14 +1,14 @@
 """Secrets over HTTP: set, listed without their values, and deleted."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from sinas_server.kernel import store
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import AlreadyExistsError, NotFoundError
+from sinas_server.kernel.errors import AlreadyExistsError, ForbiddenError, NotFoundError
 from sinas_server.kernel.http import CurrentCaller, CurrentDb, JsonAnswer, new_router
 from sinas_server.kernel.kind import Kind
 from sinas_server.kernel.routes import Stored, answer, asked, spec_of, view
@@ -25,9 +25,13 @@ from sinas_server.secrets.kind import (
     of_visibility,
 )
 
+T = TypeVar("T")
 Name = Annotated[str, Path(description="Its name, or its id.")]
 Which = Annotated[
-    Visibility | None, Query(description="Which of the two. Default: the caller's private one, else the shared one.")
+    Visibility | None,
+    Query(
+        description="Which of the two. Default: the shared one, if the caller may do this to it, else his private one."
+    ),
 ]
 MISSING: dict[int | str, dict[str, object]] = {404: {"description": "No such secret."}}
 
@@ -55,16 +59,18 @@ class SecretUpdate(BaseModel):
     description: str | None = Field(default=None, description="What it is for; null clears it.")
 
 
-async def _one(
-    visibility: Visibility | None, step: Callable[[Kind[SecretSpec]], Awaitable[SecretResource]]
-) -> Response:
-    """The answer with what a step gives; with no visibility, the private secret comes before the shared one."""
-    if visibility is None:
+async def _one(db: Db, visibility: Visibility | None, step: Callable[[Kind[SecretSpec]], Awaitable[T]]) -> T:
+    """What a step gives; with no visibility, of the shared secret if the caller may, else of his private one."""
+    if visibility is not None:
+        return await step(of_visibility(visibility))
+    try:
+        async with db.begin_nested():  # a refusal may come after the first writes
+            return await step(SECRET)
+    except (NotFoundError, ForbiddenError) as error:
         try:
-            return answer(SECRET, await step(PRIVATE_SECRET))
+            return await step(PRIVATE_SECRET)
         except NotFoundError:
-            visibility = "shared"
-    return answer(SECRET, await step(of_visibility(visibility)))
+            raise error from None
 
 
 async def _put(db: Db, caller: Caller, name: str, spec: SecretSpec, change: Change) -> SecretResource:
@@ -95,7 +101,7 @@ def _router() -> APIRouter:
 
     @router.get("/{name}", response_model=SecretResponse, summary="Get a secret, without its value", responses=MISSING)
     async def get(name: Name, db: CurrentDb, caller: CurrentCaller, visibility: Which = None) -> Response:
-        return await _one(visibility, lambda kind: store.read(db, caller, kind, "", name))
+        return answer(SECRET, await _one(db, visibility, lambda kind: store.read(db, caller, kind, "", name)))
 
     @router.put("/{name}", response_model=SecretResponse, summary="Change the value or description", responses=MISSING)
     async def update(
@@ -103,16 +109,11 @@ def _router() -> APIRouter:
     ) -> Response:
         values = body.model_dump(exclude_unset=True, context=PLAIN)
         change = Change({key: given for key, given in values.items() if given is not None or key == "description"})
-        return await _one(visibility, lambda kind: store.change(db, caller, kind, "", name, change))
+        return answer(SECRET, await _one(db, visibility, lambda kind: store.change(db, caller, kind, "", name, change)))
 
     @router.delete("/{name}", status_code=204, summary="Delete a secret for good", responses=MISSING)
-    async def delete(
-        name: Name,
-        db: CurrentDb,
-        caller: CurrentCaller,
-        visibility: Annotated[Visibility, Query(description="Which of the two.")] = "shared",
-    ) -> None:
-        await store.delete(db, caller, of_visibility(visibility), "", name)
+    async def delete(name: Name, db: CurrentDb, caller: CurrentCaller, visibility: Which = None) -> None:
+        await _one(db, visibility, lambda kind: store.delete(db, caller, kind, "", name))
 
     return router
 

@@ -36,7 +36,8 @@ class FunctionSettings(BaseSettings):
     function_egress: Literal["public", "list", "none"] = Field(
         "public",
         description="What functions may reach: `public` addresses and `SINAS_ALLOWED_HOSTS`, only those on that "
-        "`list`, or `none`. This platform's own API is reachable in each case.",
+        "`list`, or `none`. This platform's own API is reachable in each case. Trusted functions in the shared pool "
+        "are not bound by it.",
     )
     sinas_allowed_hosts: Hosts = Field(
         (),

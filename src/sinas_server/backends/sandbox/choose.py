@@ -2,12 +2,11 @@
 
 import hashlib
 import os
-from urllib.parse import urlsplit
 
 import structlog
 
 from sinas_server.backends.sandbox import Level, Sandbox, SandboxUnavailable
-from sinas_server.backends.sandbox.config import SandboxConfig, limits
+from sinas_server.backends.sandbox.config import SandboxConfig, limits, platform_of
 from sinas_server.backends.sandbox.native import LevelName, NativeSandbox
 from sinas_server.settings import Settings
 
@@ -47,7 +46,6 @@ async def start_sandbox(settings: Settings, worker: str) -> Sandbox:
 
 
 def _config(settings: Settings) -> SandboxConfig:
-    url = urlsplit(settings.sinas_internal_url or f"http://127.0.0.1:{settings.port}")
     return SandboxConfig(
         limits=limits(settings, settings.function_timeout),
         min_size=settings.sandbox_min_size,
@@ -56,7 +54,7 @@ def _config(settings: Settings) -> SandboxConfig:
         max_executions=settings.sandbox_max_executions,
         idle_seconds=settings.function_container_idle_timeout,
         acquire_timeout=settings.pool_acquire_timeout,
-        platform=(url.hostname or "127.0.0.1", url.port or 80),
+        platform=platform_of(settings),
         allowed_hosts=settings.sinas_allowed_hosts,
     )
 

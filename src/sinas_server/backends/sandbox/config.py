@@ -4,6 +4,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sinas_server.backends.net import resolve
 from sinas_server.backends.sandbox import Limits
@@ -51,6 +52,12 @@ class SandboxConfig:
     """Names, `*.domain`, addresses or networks, with an optional `:port`, that functions may reach even if private."""
     cgroup_parent: Path | None = None
     """A delegated cgroup v2 directory to make groups in; found automatically where possible."""
+
+
+def platform_of(settings: Settings) -> tuple[str, int]:
+    """The host and the port at which function workers reach the API."""
+    url = urlsplit(settings.sinas_internal_url or f"http://127.0.0.1:{settings.port}")
+    return url.hostname or "127.0.0.1", url.port or 80
 
 
 def limits(settings: Settings, wall_seconds: float) -> Limits:

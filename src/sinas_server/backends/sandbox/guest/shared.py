@@ -38,8 +38,8 @@ class Config(TypedDict):
     """What may be read, where the kernel can restrict it."""
     scratch: str
     env: dict[str, str]
-    platform: tuple[str, int, int]
-    """The name and the port by which code calls the platform, and its real port on this machine."""
+    platform: tuple[str, int, str, int]
+    """The name and the port by which code calls the platform, and those by which it is reached."""
 
 
 class Request(runner.Request):
@@ -309,13 +309,13 @@ def main(channel: int) -> NoReturn:
         os._exit(0)
 
 
-def _reach_platform(name: str, port: int, real_port: int) -> None:
-    """Make the platform's name and port lead to where it listens on this machine."""
+def _reach_platform(name: str, port: int, real_name: str, real_port: int) -> None:
+    """Make the platform's name and port lead to where it is reached from here."""
     resolve: Callable[..., object] = socket.getaddrinfo
 
     def resolved(host: object, service: object, *arguments: object, **named: object) -> object:
         if host in (name, name.encode()) and str(service) == str(port):
-            host, service = "127.0.0.1", real_port
+            host, service = real_name, real_port
         return resolve(host, service, *arguments, **named)
 
     socket.getaddrinfo = resolved  # type: ignore[assignment]  # asyncio and http.client call it as well

@@ -25,5 +25,5 @@ class SharedConfig:
     """How long the tasks of a worker that is being replaced may go on, those that wait for a person too."""
     stop_seconds: float = 5.0
     """How long a task that was told to stop may take before its worker is replaced."""
-    platform_port: int = GUEST_PLATFORM_PORT
-    """The API's real port on this machine's loopback."""
+    platform: tuple[str, int] = ("127.0.0.1", GUEST_PLATFORM_PORT)
+    """Where the API really is, as this process reaches it."""

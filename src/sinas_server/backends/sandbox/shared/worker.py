@@ -227,5 +227,5 @@ def _guest_config(config: SharedConfig, interpreter: Interpreter, scratch: str) 
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "SINAS_URL": f"http://{GUEST_PLATFORM_HOST}:{GUEST_PLATFORM_PORT}",
         },
-        "platform": (GUEST_PLATFORM_HOST, GUEST_PLATFORM_PORT, config.platform_port),
+        "platform": (GUEST_PLATFORM_HOST, GUEST_PLATFORM_PORT, *config.platform),
     }
