@@ -189,6 +189,21 @@ async def test_without_a_summary_older_messages_are_dropped(
     assert [row.failed for row in failed] == ["status" in problem, False]
 
 
+async def test_a_summary_takes_no_more_than_a_part_of_the_turns_time(
+    few: Runtime, user: Person, fake: FakeLLM, declare: Made
+) -> None:
+    async with fake, working(few):
+        chat_id = await open_chat(user, await declare("long", history_summary={"model": "small"}), job_timeout=20)
+        for number in (1, 2, 3):
+            await stream(user, chat_id, f"question {number}")
+        fake.replies.append(summarizer("never said", hold_after=0))
+        assert (await stream(user, chat_id, "question 4"))[-1].data["status"] == "completed"
+        assert given(fake.requests[-1])[0] == "user: question 2"
+    (spent,) = await few.database.rows(select(*UsageRow.__table__.columns).where(UsageRow.model == "small"))
+    assert (spent.failed, spent.estimated, spent.completion_tokens) == (False, True, 0)
+    assert spent.prompt_tokens > 0
+
+
 async def test_another_provider_can_write_it(
     few: Runtime, admin: Person, user: Person, fake: FakeLLM, declare: Made
 ) -> None:

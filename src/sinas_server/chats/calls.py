@@ -79,7 +79,7 @@ async def _as_call(runtime: Runtime, prepared: Prepared, index: int, wanted: Too
 
 async def _status(runtime: Runtime, tool: Tool, arguments: dict[str, JsonValue]) -> str:
     if tool.status:
-        with suppress(TemplateRenderError):
+        with suppress(TemplateRenderError, UnavailableError):
             return (await fill(runtime, [tool.status], arguments))[0]
     return f"Using {tool.target}"
 

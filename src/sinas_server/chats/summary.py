@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import chain
+from time import monotonic
 from uuid import UUID
 
 import structlog
@@ -39,8 +40,8 @@ from sinas_server.providers.resolve import NoProviderError, Resolved, resolve_fa
 from sinas_server.providers.usage import ModelCall, tokens_in
 
 log = structlog.get_logger()
-SECONDS = 120.0
-"""The longest that one summary may take of a turn's time."""
+MOST_SECONDS = 120.0
+"""The longest that summaries may take of a turn's time; never more than a quarter of what is left of it."""
 MOST_TOKENS = 20_000
 """About how much is summarized at once, where the model reads that much."""
 LONGEST_MESSAGE = 8000
@@ -89,6 +90,8 @@ class Memory:
         self._runtime = runtime
         self._journal = journal
         self._note = note
+        self._until = 0.0
+        """When the summaries that are being made must be there, in seconds of the monotonic clock."""
         self._failed = False
         """Whether a summary failed in this attempt, which then does without."""
 
@@ -102,6 +105,8 @@ class Memory:
         told = () if summary is None else (summary.message,)
         room = window.room(prepared.prompt.recalling(*told).request((), provider.model))
         older = outgrown(exchanges, most, room)
+        left = self._journal.turn.timeout - self._journal.worked()
+        self._until = monotonic() + min(MOST_SECONDS, left / 4)
         try:
             while older and not self._failed:
                 by = await self._writer(provider, wanted)
@@ -157,7 +162,8 @@ class Memory:
         call = ModelCall(prepared.payer, by, Usage(prompt_tokens=tokens_asked(request)), place, estimated=True)
         answer: Answer | None = None
         try:
-            async with asyncio.timeout(SECONDS) as limit, within_budgets(self._runtime, prepared.payer, by, request):
+            limit = asyncio.timeout(self._until - monotonic())
+            async with limit, within_budgets(self._runtime, prepared.payer, by, request):
                 self._note(call)
                 async with aclosing(ask(self._runtime, by.config, request)) as groups:
                     async for group in groups:
@@ -165,10 +171,12 @@ class Memory:
         except (ProviderError, TimeoutError, OverBudgetError) as error:
             if isinstance(error, TimeoutError) and not limit.expired():
                 raise
-            if not isinstance(error, OverBudgetError):
+            if isinstance(error, TimeoutError):  # its provider may have done all of the work
+                await self._journal.spent(call)
+            elif isinstance(error, ProviderError):
                 await self._journal.spent(replace(call, usage=Usage(), failed=True, estimated=False))
             self._note(None)
-            raise NoSummaryError(str(error) or f"it took longer than {SECONDS:g} seconds") from error
+            raise NoSummaryError(str(error) or "it took too long") from error
         usage = call.usage if answer is None else answer.usage
         call = replace(call, usage=usage, estimated=answer is None)
         content = cleaned("" if answer is None else answer.text).strip()[:LONGEST_SUMMARY]
