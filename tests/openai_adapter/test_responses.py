@@ -1,6 +1,7 @@
 """Responses through the official SDK: whole, streamed, and gone on from."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import openai
@@ -8,11 +9,14 @@ import pytest
 from openai import AsyncOpenAI
 from sqlalchemy import select, text
 
+from sinas_server.kernel.blobs import free_unused
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tables import BlobRow
 from sinas_server.openai_adapter.responses import FORGET_LOOP
 from sinas_server.openai_adapter.tables import ResponseRow
 from tests.chats.conftest import Declare, get_chat
 from tests.fakes.llm_server import Call, FakeLLM, Reply
+from tests.media import PDF, PNG, b64, data_url
 from tests.openai_adapter.conftest import URL, Connect, Provide
 from tests.people import Person
 
@@ -176,3 +180,40 @@ async def test_a_failure_in_mid_stream(provide: Provide, fake: FakeLLM, admin: P
     assert last["type"] == "response.failed"
     assert "overloaded" in last["response"]["error"]["message"]
     assert not await runtime.database.read(select(ResponseRow.id))
+
+
+async def test_bytes_are_kept_outside_the_rows_and_go_with_the_response(
+    provide: Provide, fake: FakeLLM, admin_sdk: AsyncOpenAI, runtime: Runtime
+) -> None:
+    await provide("main")
+    image: Any = {"type": "input_image", "image_url": data_url("image/png", PNG), "detail": "low"}
+    file: Any = {"type": "input_file", "file_data": data_url("application/pdf", PDF), "filename": "bill.pdf"}
+    address: Any = {"type": "input_image", "image_url": "https://example.com/cat.png"}
+    said: Any = [{"role": "user", "content": [{"type": "input_text", "text": "Look"}, image, file, address]}]
+    first = await admin_sdk.responses.create(model=MODEL, input=said)
+    second = await admin_sdk.responses.create(model=MODEL, input="And?", previous_response_id=first.id)
+    assert fake.requests[1].body["messages"][0] == fake.requests[0].body["messages"][0]
+    rows = str(await runtime.database.rows(select(ResponseRow.__table__)))
+    assert "https://example.com/cat.png" in rows
+    assert b64(PNG)[:60] not in rows
+    assert b64(PDF)[:60] not in rows
+    await free_unused(runtime, timedelta(0))
+    await admin_sdk.responses.create(model=MODEL, input="Again", previous_response_id=second.id)
+    assert fake.requests[2].body["messages"][0] == fake.requests[0].body["messages"][0]
+    assert len(await runtime.database.rows(select(BlobRow.key))) == 2
+    await admin_sdk.responses.delete(first.id)
+    await free_unused(runtime, timedelta(0))
+    assert await runtime.database.rows(select(BlobRow.key)) == []
+
+
+async def test_bytes_that_were_lost_are_told(provide: Provide, admin: Person, runtime: Runtime) -> None:
+    await provide("main")
+    image: Any = {"type": "input_image", "image_url": data_url("image/png", PNG)}
+    body = {"model": MODEL, "input": [{"role": "user", "content": [image]}]}
+    first = (await admin.http.post(f"{URL}/responses", json=body)).json()
+    (row,) = await runtime.database.rows(select(BlobRow.key))
+    await runtime.blobs.delete(row.key)
+    body = {"model": MODEL, "input": "And?", "previous_response_id": first["id"]}
+    answer = await admin.http.post(f"{URL}/responses", json=body)
+    assert answer.status_code == 410
+    assert "gone" in answer.json()["error"]["message"]

@@ -93,6 +93,9 @@ async def _statuses(inside: Inside) -> dict[str, int]:
     theirs = await Objects(inside.objects.runtime, inside.objects.admin, inside.owner, inside.owner).function()
     function = await inside.objects.function()
     execution = (await inside.objects.execution())["execution_id"]
+    held = await inside.objects.attachment()
+    attachment = f"/chats/{held['chat_id']}/attachments/{held['attachment_id']}"
+    image = {"type": "image", "image": f"{inside.objects.runtime.settings.public_url}{attachment}"}
     body = {"message": "hello", "session_key": "mine"}
     assert (await inside.caller.http.post(f"/agents/default/{agent}/invoke", json=body)).status_code == 200
     asked: dict[str, tuple[str, str, object]] = {
@@ -100,6 +103,8 @@ async def _statuses(inside: Inside) -> dict[str, int]:
         "change its caller's function": ("PUT", f"/api/v1/functions/default/{function['name']}", {"timeout": 9}),
         "read its owner's function": ("GET", f"/api/v1/functions/default/{theirs['name']}", None),
         "read its caller's chat": ("GET", f"/chats/{chat}", None),
+        "read an attachment of its caller's chat": ("GET", attachment, None),
+        "send an attachment of its caller's chat": ("POST", f"/agents/default/{agent}/invoke", {"message": [image]}),
         "list its caller's chats": ("GET", "/chats", None),
         "talk in its caller's chat": ("POST", f"/chats/{chat}/messages", {"content": "hello"}),
         "stream in its caller's chat": ("POST", f"/chats/{chat}/messages/stream", {"content": "hello"}),
@@ -130,6 +135,8 @@ async def test_code_of_another_user_cannot_use_what_is_its_callers(
         "change its caller's function": 403,
         "read its owner's function": 403,
         "read its caller's chat": 403,
+        "read an attachment of its caller's chat": 403,
+        "send an attachment of its caller's chat": 422,
         "list its caller's chats": 403,
         "talk in its caller's chat": 404,
         "stream in its caller's chat": 404,
@@ -151,6 +158,8 @@ async def test_code_of_an_administrator_works_for_its_caller(
         "change its caller's function": 200,
         "read its owner's function": 403,
         "read its caller's chat": 200,
+        "read an attachment of its caller's chat": 200,
+        "send an attachment of its caller's chat": 200,
         "list its caller's chats": 200,
         "talk in its caller's chat": 200,
         "stream in its caller's chat": 200,

@@ -27,7 +27,7 @@ from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.blobs import BlobTooLargeError
 from sinas_server.backends.llm import MediaPart
 from sinas_server.backends.llm.media import refusal
-from sinas_server.chats.chat import chat_agent
+from sinas_server.chats.chat import chat_agent, may_talk
 from sinas_server.chats.content import (
     ATTACHMENT,
     AnyPart,
@@ -130,7 +130,7 @@ async def _own(runtime: Runtime, caller: Caller, part: MediaContentPart, at: Loc
     if own is None:
         raise InvalidError([((*at, field_of(part)), "must be an https URL")])
     named = {"of_attachment": UUID(own["attachment"]), "of_chat": UUID(own["chat"]), "of_user": caller.id}
-    rows = await runtime.database.rows(_MINE, named)
+    rows = await runtime.database.rows(_MINE, named) if may_talk(caller, caller.id) else ()
     blob = await blobs.use_again(runtime, rows[0].blob) if rows else None
     if blob is None:
         raise InvalidError([((*at, field_of(part)), "is no attachment of a chat of yours")])

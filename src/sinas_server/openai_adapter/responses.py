@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
 
-from pydantic import JsonValue, TypeAdapter
+from pydantic import JsonValue
 from sqlalchemy import ColumnElement, delete, func, insert, literal_column, select
 
 from sinas_server.agents.kind import AgentSpec
@@ -27,12 +27,12 @@ from sinas_server.openai_adapter.pieces import Final, Pieces
 from sinas_server.openai_adapter.provider_answer import model_request, provider_answer
 from sinas_server.openai_adapter.request import ChatMessage, FunctionCall, ToolCall
 from sinas_server.openai_adapter.response_request import ResponseRequest, as_completion, messages_of
-from sinas_server.openai_adapter.tables import ResponseRow
+from sinas_server.openai_adapter.stored_media import with_bytes, without_bytes
+from sinas_server.openai_adapter.tables import ResponseBlobRow, ResponseRow
 
 KEPT_DAYS = 30
 LONGEST_CHAIN = 500
 """The most responses that one goes on from."""
-MESSAGES: TypeAdapter[list[ChatMessage]] = TypeAdapter(list[ChatMessage])
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,28 @@ async def converse(runtime: Runtime, caller: Caller, body: ResponseRequest) -> C
     """Begin to answer. Raises `SinasError` for what cannot be."""
     chain = await _chain(runtime, caller, body.previous_response_id)
     added = messages_of(body)
-    earlier = [message for row in chain for message in MESSAGES.validate_python(row.messages)]
     target = await find_target(runtime, caller, body.model)
     if isinstance(target, Resource):
-        started = await _start(runtime, caller, target, body, (chain, earlier, added))
+        started = await _start(runtime, caller, target, body, (chain, added))
         return Conversation(body.model or f"agent:{target.ref}", added, agent_answer(runtime, started), started)
-    request = model_request(target, as_completion(body, [*earlier, *added]))
+    request = model_request(target, as_completion(body, [*await _earlier(runtime, chain), *added]))
     return Conversation(body.model or target.model, added, provider_answer(runtime, caller, target, request))
 
 
-Parts = tuple[Sequence[ResponseRow], list[ChatMessage], list[ChatMessage]]
+async def _earlier(runtime: Runtime, chain: Sequence[ResponseRow]) -> list[ChatMessage]:
+    """What was said in the responses before."""
+    return [message for row in chain for message in await with_bytes(runtime, row.messages)]
+
+
+Parts = tuple[Sequence[ResponseRow], list[ChatMessage]]
+"""The responses before, and what is added to them."""
 
 
 async def _start(
     runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], body: ResponseRequest, parts: Parts
 ) -> Started:
     """Go on in the chat of the response before, if nothing was said there since; else in one made of the messages."""
-    chain, earlier, added = parts
+    chain, added = parts
     last = chain[-1] if chain else None
     if (
         last is not None
@@ -75,7 +80,8 @@ async def _start(
         and await _is_latest(runtime, last)
     ):
         return await start_agent(runtime, caller, agent, as_completion(body, added), str(last.chat_id))
-    return await start_agent(runtime, caller, agent, as_completion(body, [*earlier, *added]), None)
+    everything = [*await _earlier(runtime, chain), *added]
+    return await start_agent(runtime, caller, agent, as_completion(body, everything), None)
 
 
 async def _is_latest(runtime: Runtime, row: ResponseRow) -> bool:
@@ -117,18 +123,22 @@ async def keep(
     """Store a response, before its end is told."""
     messages = [*conversation.added, _answered(final.answer)]
     started = conversation.started
+    stored_messages, keys = await without_bytes(runtime, messages)
     row = {
         "id": told["id"],
         "user_id": caller.id,
         "previous_id": told["previous_response_id"],
         "chat_id": started and started.chat_id,
         "turn_id": started and started.turn_id,
-        "messages": [message.model_dump(mode="json", exclude_none=True) for message in messages],
+        "messages": stored_messages,
         "body": told,
         "expires_at": now() + timedelta(days=KEPT_DAYS),
     }
     async with runtime.database.unit() as db:
         await db.execute(insert(ResponseRow).values(**row))
+        if keys:
+            held = [{"response_id": told["id"], "blob": key} for key in sorted(keys)]
+            await db.execute(insert(ResponseBlobRow), held)
 
 
 def _answered(answer: Answer) -> ChatMessage:

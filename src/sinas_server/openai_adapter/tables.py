@@ -23,8 +23,18 @@ class ResponseRow(Base):
     """Of an agent: where it was said. The chat may be gone before the response is."""
     turn_id: Mapped[UUID | None]
     messages: Mapped[list[JsonValue]] = mapped_column(JSON)
-    """What this request added to the conversation and the answer, as messages of chat completions."""
+    """What this request added to the conversation and the answer, as messages of chat completions without bytes."""
     body: Mapped[dict[str, JsonValue]] = mapped_column(JSON)
     """The response as it was sent."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
+
+
+class ResponseBlobRow(Base):
+    """A blob with bytes of a stored response."""
+
+    __tablename__ = "openai_response_blobs"
+    __table_args__ = (Index("ix_openai_response_blobs_blob", "blob"),)
+
+    response_id: Mapped[str] = mapped_column(ForeignKey("openai_responses.id", ondelete="CASCADE"), primary_key=True)
+    blob: Mapped[str] = mapped_column(ForeignKey("blobs.key"), primary_key=True)

@@ -11,6 +11,7 @@ import pytest
 from sinas_server.backends.llm import (
     AssistantMessage,
     LanguageModel,
+    MediaPart,
     ProviderConfig,
     TextPart,
     ToolMessage,
@@ -21,6 +22,7 @@ from sinas_server.backends.llm.remote import RemoteModel
 from tests.backends.llm.asking import KEY, WEATHER, ask, collect, failure, text, thinking
 from tests.fakes.aimock import UnavailableError, aimock
 from tests.fakes.llm_server import Provider
+from tests.media import PDF, PNG, WAV, b64
 
 Json = dict[str, Any]
 ARGUMENTS = '{"city":"Köln","days":[1,2]}'
@@ -186,6 +188,32 @@ async def test_errors(served: tuple[Provider, LanguageModel]) -> None:
     assert str(overloaded) == f"{provider} answered 429: Slow down a bit."
     refused = await failure(model, ask("refuse"))
     assert (refused.status, refused.retryable) == (400, False)
+
+
+PARTS: dict[str, MediaPart] = {
+    "image": MediaPart("image", "image/png", PNG),
+    "image url": MediaPart("image", "image/png", url="https://example.com/cat.png"),
+    "audio": MediaPart("audio", "audio/wav", WAV),
+    "pdf": MediaPart("file", "application/pdf", PDF, filename="bill.pdf"),
+    "text": MediaPart("file", "text/csv", b"a;b", filename="orders.csv"),
+}
+SIGNS = {"image": b64(PNG), "image url": "cat.png", "audio": b64(WAV), "pdf": b64(PDF), "text": "a;b"}
+TAKES: dict[Provider, set[str]] = {
+    "openai": set(PARTS),
+    "anthropic": {"image", "image url", "pdf", "text"},
+    "ollama": {"image", "text"},
+}
+
+
+async def test_media_beside_text(served: tuple[Provider, LanguageModel], mock: str) -> None:
+    """The mock finds the text of a message that holds media, so it understands the message."""
+    provider, model = served
+    for name in sorted(TAKES[provider]):
+        _, answer = await collect(model, ask(UserMessage((TextPart("greet me"), PARTS[name]))))
+        assert answer.text == "Grüße aus Köln, 你好!", name
+        async with httpx2.AsyncClient() as client:
+            journal = (await client.get(f"{mock}/__aimock/journal")).json()
+        assert SIGNS[name] in json.dumps(journal), name
 
 
 async def test_models(served: tuple[Provider, LanguageModel]) -> None:
