@@ -53,7 +53,7 @@ WITH_CREDENTIAL = sorted(route for route in OPERATIONS if ROWS[route]["none"] ==
 async def test_every_route_with_the_token_of_an_administrators_function(everyone: Cast) -> None:
     """An administrator calls a function of his: the widest rights a token can have."""
     runtime, admin = everyone.runtime, everyone.admin
-    token = await execution_token(runtime, Principal(admin.id, None, (admin.id,)))
+    token = await execution_token(runtime, Principal(admin.id, None, (admin.id,)), seconds=600)
     wrong: list[str] = []
     async with http_client(everyone.app) as http:
         for route in WITH_CREDENTIAL:
