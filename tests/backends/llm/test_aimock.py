@@ -22,7 +22,7 @@ from sinas_server.backends.llm.remote import RemoteModel
 from tests.backends.llm.asking import KEY, WEATHER, ask, collect, failure, text, thinking
 from tests.fakes.aimock import UnavailableError, aimock
 from tests.fakes.llm_server import Provider
-from tests.media import PDF, PNG, WAV, b64
+from tests.media import PDF, PNG, WAV, b64, data_url
 
 Json = dict[str, Any]
 ARGUMENTS = '{"city":"Köln","days":[1,2]}'
@@ -214,6 +214,24 @@ async def test_media_beside_text(served: tuple[Provider, LanguageModel], mock: s
         async with httpx2.AsyncClient() as client:
             journal = (await client.get(f"{mock}/__aimock/journal")).json()
         assert SIGNS[name] in json.dumps(journal), name
+
+
+async def test_media_in_the_responses_api(mock: str) -> None:
+    model = open_model(ProviderConfig("openai", KEY, mock, {"api": "responses"}))
+    parts = (
+        PARTS["image"],
+        PARTS["image url"],
+        PARTS["pdf"],
+        replace(PARTS["pdf"], data=None, url="https://e.com/b.pdf"),
+    )
+    _, answer = await collect(model, ask(UserMessage((TextPart("greet me"), *parts))))
+    assert answer.text == "Grüße aus Köln, 你好!"
+    async with httpx2.AsyncClient() as client:
+        journal = json.dumps((await client.get(f"{mock}/__aimock/journal")).json())
+    assert all(sign in journal for sign in (data_url("application/pdf", PDF), "https://e.com/b.pdf"))
+    refused = await failure(model, ask(UserMessage((PARTS["audio"],))))
+    assert "openai does not take audio content" in str(refused)
+    await model.close()
 
 
 async def test_models(served: tuple[Provider, LanguageModel]) -> None:

@@ -166,5 +166,11 @@ def test_servers_that_speak_openai_call_their_models_as_they_like() -> None:
     assert refusal(replace(config, endpoint="https://api.openai.com/v1"), "gpt-3.5-turbo", MEDIA["wav"]) is not None
 
 
+def test_openais_newer_api_takes_documents_by_address_and_no_recordings() -> None:
+    config = ProviderConfig("openai", KEY, options={"api": "responses"})
+    asked = {name for name, part in MEDIA.items() if refusal(config, "gpt-5-mini", part) is None}
+    assert asked == set(ON_THE_WIRE["anthropic"])
+
+
 def test_the_offline_model_takes_everything() -> None:
     assert all(refusal(ProviderConfig("scripted"), "scripted", part) is None for part in MEDIA.values())

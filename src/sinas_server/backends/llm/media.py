@@ -50,6 +50,8 @@ WIRE: Mapping[str, Takes] = {
     "ollama": Takes(IMAGES),
 }
 """By type of provider."""
+RESPONSES = Takes(IMAGES | PDF, IMAGES | PDF)
+"""OpenAI's newer API."""
 _TEXT_ONLY: Mapping[str, re.Pattern[str]] = {
     "openai": re.compile(r"gpt-3\.5|gpt-4(-\d{4}(-preview)?|-32k.*)?$|o1-(mini|preview)|o3-mini|(babbage|davinci)-002"),
     "anthropic": re.compile(r"claude-(instant|v?[12]\b)"),
@@ -67,10 +69,8 @@ _NO_AUDIO = re.compile(r"(?!.*audio)(gpt-[45]|chatgpt|o[134]\b)")
 
 
 def takes(config: ProviderConfig, model: str) -> Takes:
-    """What can be sent to a model."""
-    wire = WIRE.get(config.type)
-    if wire is None:
-        return Takes()
+    """What can be sent to a model of a provider on the network."""
+    wire = _wire(config)
     if config.type == "openai" and not _is_openai(config):  # whose models are called as anybody likes
         return wire
     if _TEXT_ONLY[config.type].match(model):
@@ -80,6 +80,12 @@ def takes(config: ProviderConfig, model: str) -> Takes:
     if config.type == "openai" and "audio" in model:
         return wire.without("image", "application")
     return wire
+
+
+def _wire(config: ProviderConfig) -> Takes:
+    if config.type == "openai" and config.options.get("api") == "responses":
+        return RESPONSES
+    return WIRE[config.type]
 
 
 def _is_openai(config: ProviderConfig) -> bool:
@@ -94,7 +100,7 @@ def refusal(config: ProviderConfig, model: str, part: MediaPart) -> str | None:
     if known.allows(part):
         return None
     form = "by URL" if part.url is not None else "inline"
-    subject = config.type if known == WIRE[config.type] else f"{config.type}'s model {model}"
+    subject = config.type if known == _wire(config) else f"{config.type}'s model {model}"
     return f"{subject} does not take {part.kind} content of type {part.media_type} {form}; {_offer(known)}"
 
 
