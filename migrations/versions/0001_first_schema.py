@@ -736,6 +736,18 @@ def upgrade() -> None:
     )
     op.create_index("ix_late_hooks_turn", "late_hooks", ["turn_id"], unique=False)
     op.create_table(
+        "openai_response_blobs",
+        sa.Column("response_id", sa.String(length=64), nullable=False),
+        sa.Column("blob", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["blob"],
+            ["blobs.key"],
+        ),
+        sa.ForeignKeyConstraint(["response_id"], ["openai_responses.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("response_id", "blob"),
+    )
+    op.create_index("ix_openai_response_blobs_blob", "openai_response_blobs", ["blob"], unique=False)
+    op.create_table(
         "summaries",
         sa.Column("message_id", sa.Uuid(), nullable=False),
         sa.Column("chat_id", sa.Uuid(), nullable=False),
@@ -810,6 +822,8 @@ def downgrade() -> None:
     op.drop_table("tool_calls")
     op.drop_index("ix_summaries_chat", table_name="summaries")
     op.drop_table("summaries")
+    op.drop_index("ix_openai_response_blobs_blob", table_name="openai_response_blobs")
+    op.drop_table("openai_response_blobs")
     op.drop_index("ix_late_hooks_turn", table_name="late_hooks")
     op.drop_table("late_hooks")
     op.drop_index(op.f("ix_execution_grants_user_id"), table_name="execution_grants")
