@@ -93,8 +93,13 @@ class Breaker:
 
 @pytest.fixture(autouse=True)
 def every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks are not coalesced, so that each is a boundary."""
-    monkeypatch.setattr(ask, "COALESCE_SECONDS", 0.0)
+    """Chunks are neither coalesced nor read ahead, so that each is a boundary."""
+
+    async def one_by_one(events: AsyncIterator[object], _: float) -> AsyncIterator[list[object]]:
+        async for event in events:
+            yield [event]
+
+    monkeypatch.setattr(ask, "batches", one_by_one)
 
 
 async def told(blocks: AsyncIterator[bytes]) -> list[Event]:

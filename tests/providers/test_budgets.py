@@ -62,12 +62,14 @@ async def test_a_message_is_refused_before_it_is_stored(
     url = f"/chats/{chat_id}/messages"
     async with working(runtime):
         assert (await user.http.post(url, json={"content": "Hello"}, timeout=60)).status_code == 200
-        for path in (url, f"{url}/stream"):
+        said = f"{url}/{(await get_chat(user, chat_id))['messages'][0]['id']}"
+        for path in (url, f"{url}/stream", f"{said}/regenerate", f"{said}/edit"):
             answer = await user.http.post(path, json={"content": "More"})
             assert (answer.status_code, answer.json()["code"]) == (429, "budget_exhausted")
         invoked = await user.http.post("/agents/default/payer/invoke", json={"message": "More"})
         assert invoked.status_code == 429
-    assert len((await get_chat(user, chat_id))["messages"]) == 2
+    chat = await get_chat(user, chat_id)
+    assert (len(chat["messages"]), chat["branch"]) == (2, 0)
     assert await quota(user) == []
     assert [left["name"] for left in await quota(user, agent="default/payer")] == ["bot"]
     assert (await user.http.get("/usage/quota", params={"agent": "default/none"})).status_code == 404

@@ -14,7 +14,7 @@ from sinas_server.chats.path import last_of
 from sinas_server.chats.record import last_turn
 from sinas_server.chats.routes import EVENT_STREAM, ChatId, streamed
 from sinas_server.chats.send import answered, finished
-from sinas_server.chats.start import Said, Started, accept_in, start_said
+from sinas_server.chats.start import BUSY, Said, Started, accept_in, start_said
 from sinas_server.chats.tables import ChatRow, MessageRow, Status
 from sinas_server.chats.views import MessageSendRequest, SentResponse
 from sinas_server.kernel.access import Caller
@@ -139,7 +139,7 @@ async def _retrying(
     async def begin(db: Db, chat: ChatRow) -> Started:
         turn = await last_turn(db, chat)
         if turn is None or turn.status not in (Status.FAILED, Status.CANCELLED):
-            raise ConflictError(NOTHING_FAILED)
+            raise ConflictError(BUSY if turn is not None and turn.finished_at is None else NOTHING_FAILED)
         # All steps with their results stay; only an answer that was cut off is left behind, on its branch.
         is_step = or_(MessageRow.role != "assistant", MessageRow.tool_calls.is_not(None))
         await go_on_after(db, chat, await last_of(db, chat.id, chat.branch, is_step))

@@ -33,7 +33,7 @@ from sinas_server.providers.admit import check_budgets
 from sinas_server.providers.usage import Payer
 
 BUSY = "The agent is still answering the last message: wait for it, or stop it with POST /chats/{chat_id}/stop"
-UNANSWERED = "Not carried out: this waited for the user, who sent another message instead."
+UNANSWERED = "Not carried out: this waited for the user, who went on with something else."
 CONTENT: Location = ("body", "content")
 """Where requests to a chat have what is said."""
 LOOK_SECONDS = 1.0
