@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from uuid import UUID
 
 import pytest
@@ -95,9 +96,10 @@ class Breaker:
 def every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks are neither coalesced nor read ahead, so that each is a boundary."""
 
-    async def one_by_one(events: AsyncIterator[object], _: float) -> AsyncIterator[list[object]]:
-        async for event in events:
-            yield [event]
+    async def one_by_one(events: AsyncGenerator[object], _: float) -> AsyncGenerator[list[object]]:
+        async with aclosing(events):
+            async for event in events:
+                yield [event]
 
     monkeypatch.setattr(ask, "batches", one_by_one)
 
