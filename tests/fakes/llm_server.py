@@ -244,7 +244,7 @@ class FakeLLM:
             yield event
 
     def _choose(self, body: dict[str, Any]) -> Reply:
-        last = body["messages"][-1]
+        last = (body.get("messages") or body["input"])[-1]  # the latter in OpenAI's Responses API
         text = json.dumps(last, ensure_ascii=False)
         is_result = last["role"] == "tool" or '"tool_result"' in text
         for reply in self.replies:

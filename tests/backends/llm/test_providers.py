@@ -23,7 +23,7 @@ from sinas_server.backends.llm import (
 )
 from sinas_server.backends.llm.open import open_model
 from sinas_server.backends.llm.options import ProviderOptions, endpoint_of
-from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, Connect, Way, ask, collect, text, thinking
+from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, Connect, Way, ask, collect, failure, text, thinking
 from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
 
 Json = dict[str, Any]
@@ -302,6 +302,15 @@ def test_openai_itself_gets_its_newer_names() -> None:
     assert profile.get("openai_chat_supports_max_completion_tokens", True)
     assert profile.get("openai_chat_streaming_requires_finish_reason")
     assert profile.get("openai_chat_send_back_thinking_parts") is False, "it would be sent under the item's id"
+
+
+async def test_the_api_that_is_configured_is_asked_for_everything(fake: FakeLLM) -> None:
+    model = open_model(ProviderConfig("openai", KEY, fake.endpoint("openai"), {"api": "responses"}))
+    fake.default = Reply(status=400)  # it does not speak this one
+    for verbatim in (False, True):
+        await failure(model, replace(ask(), verbatim=verbatim))
+    assert [request.path for request in fake.requests] == ["/v1/responses"] * 2
+    await model.close()
 
 
 async def test_one_connection_serves_many_requests(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:

@@ -48,7 +48,7 @@ async def outcome(model: LanguageModel) -> Outcome:
 
 
 def _timeless(event: Event) -> Event:
-    if not isinstance(event, Answer):
+    if not isinstance(event, Answer) or event.native is None:
         return event
     native = cast(dict[str, JsonValue], event.native)
     return replace(event, native={key: native[key] for key in native if key != "timestamp"})

@@ -9,7 +9,7 @@ from pydantic_ai.providers.anthropic import AnthropicProvider
 
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.backends.llm.connection import Connection
-from sinas_server.backends.llm.history import Dialect
+from sinas_server.backends.llm.dialect import Dialect
 from sinas_server.backends.llm.options import ProviderOptions, keeps_prompts
 
 DIALECT = Dialect(call_id=re.compile(r"[a-zA-Z0-9_-]{1,64}"))

@@ -19,9 +19,11 @@ from sinas_server.backends.llm import (
     ToolSpec,
     UserMessage,
 )
+from sinas_server.backends.llm.dialect import Dialect, sent_name
 from sinas_server.backends.llm.options import OFFICIAL, ProviderOptions
 
 Json = dict[str, JsonValue]
+DIALECT = Dialect()
 REASONING_MODEL = re.compile(r"(.*/)?(o\d|gpt-5)")
 """OpenAI's names of models that reason, also behind a proxy."""
 ANY_OBJECT: Json = {"type": "object"}
@@ -83,7 +85,7 @@ def _text(message: Message) -> str:
 
 def _message(message: Message) -> Json:
     if isinstance(message, ToolMessage):
-        return {"role": "tool", "tool_call_id": message.call_id, "content": message.content}
+        return {"role": "tool", "tool_call_id": DIALECT.id_of(message), "content": message.content}
     if not isinstance(message, AssistantMessage):
         return {"role": "user", "content": _text(message)}
     if not message.tool_calls:
@@ -92,7 +94,8 @@ def _message(message: Message) -> Json:
 
 
 def _call(call: ToolCall) -> JsonValue:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    function: Json = {"name": sent_name(call.name), "arguments": call.arguments}
+    return {"id": DIALECT.id_of(call), "type": "function", "function": function}
 
 
 def _tool(tool: ToolSpec) -> Json:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic_ai.settings import ModelSettings
 
-from sinas_server.backends.llm.history import Dialect
+from sinas_server.backends.llm.dialect import Dialect
 
 if TYPE_CHECKING:
     from pydantic_ai.models.anthropic import AnthropicModel

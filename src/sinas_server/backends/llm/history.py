@@ -1,8 +1,6 @@
 """Our messages to and from pydantic-ai's, which is the form every provider adapter speaks."""
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from xml.sax.saxutils import quoteattr
@@ -24,33 +22,11 @@ from sinas_server.backends.llm import (
     Usage,
     UserMessage,
 )
+from sinas_server.backends.llm.dialect import Dialect, sent_name
 from sinas_server.backends.llm.media import refusal
 from sinas_server.kit.media import is_text
 
 FINISH_REASONS = {"tool_call": "tool_calls"}
-MAX_NAME = 64
-"""The longest tool name that every provider takes."""
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a provider wants messages written: which ids of tool calls it takes."""
-
-    call_id: re.Pattern[str] = re.compile(r".{1,40}", re.DOTALL)
-    call_id_length: int = 24
-    """Of the ids that stand for those it does not take."""
-
-    def id_of(self, call: ToolCall | ToolMessage) -> str:
-        """A call's id as this provider takes it: itself if it fits, else letters and digits that stand for it."""
-        found = call.id if isinstance(call, ToolCall) else call.call_id
-        if self.call_id.fullmatch(found):
-            return found
-        return hashlib.sha256(found.encode()).hexdigest()[: self.call_id_length]
-
-
-def sent_name(name: str) -> str:
-    """A tool's name as every provider takes it. Ours are so already; models make up others, which history holds."""
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:MAX_NAME] or "_"
 
 
 @dataclass(frozen=True)

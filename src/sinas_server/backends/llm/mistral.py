@@ -10,7 +10,7 @@ from pydantic_ai.settings import ModelSettings
 
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.backends.llm.connection import Connection
-from sinas_server.backends.llm.history import Dialect
+from sinas_server.backends.llm.dialect import Dialect
 from sinas_server.backends.llm.options import ProviderOptions, keeps_prompts
 
 DIALECT = Dialect(call_id=re.compile(r"[a-zA-Z0-9]{9}"), call_id_length=9)

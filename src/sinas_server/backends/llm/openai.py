@@ -19,7 +19,7 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 
 from sinas_server.backends.llm import ProviderConfig
 from sinas_server.backends.llm.connection import Connection
-from sinas_server.backends.llm.history import Dialect
+from sinas_server.backends.llm.dialect import Dialect
 from sinas_server.backends.llm.options import OFFICIAL, ProviderOptions, keeps_prompts
 
 NO_KEY = "none"

@@ -42,7 +42,7 @@ class RemoteModel:
         self._lock = asyncio.Lock()
         self._http: httpx2.AsyncClient | None = None
         self._direct: DirectModel | None = None
-        speaks = config.type in SPEAKERS
+        speaks = config.type in SPEAKERS and self._options.api == "chat"
         self._completions = Completions(config, self._endpoint, self._options) if speaks else None
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
