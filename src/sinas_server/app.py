@@ -50,7 +50,15 @@ ALLOWED_HEADERS = [
     "X-Trigger",
     "Idempotency-Key",
 ]
-EXPOSED_HEADERS = ["X-Next-Cursor", "X-Truncated", "X-Chat-ID", "ETag", "Retry-After"]
+EXPOSED_HEADERS = [
+    "X-Next-Cursor",
+    "X-Truncated",
+    "X-Chat-ID",
+    "X-Channel-ID",
+    "X-Message-Status",
+    "ETag",
+    "Retry-After",
+]
 
 OpenRuntime = Callable[[], AbstractAsyncContextManager[Runtime]]
 

@@ -67,9 +67,11 @@ def runtime(runtime: Runtime, tools: CountingTools) -> Runtime:
 
 
 @asynccontextmanager
-async def working(runtime: Runtime, job: Job[TurnRow] = CHAT_JOB, name: str = "agents-test") -> AsyncIterator[None]:
-    """An agent worker with four slots while the block runs."""
-    worker = Worker(dataclasses.replace(runtime, worker_name=name), job, 4)
+async def working(
+    runtime: Runtime, job: Job[TurnRow] = CHAT_JOB, name: str = "agents-test", slots: int = 4
+) -> AsyncIterator[None]:
+    """An agent worker while the block runs."""
+    worker = Worker(dataclasses.replace(runtime, worker_name=name), job, slots)
     task = asyncio.create_task(worker.run())
     try:
         yield
@@ -161,6 +163,18 @@ def text_of(events: list[Event]) -> str:
         elif event.name == "message":
             text += event.data["content"]
     return text
+
+
+def joined(events: list[Event]) -> list[tuple[str, str, str]]:
+    """Events as phase, name and content; text that was sent in several pieces is one."""
+    found: list[tuple[str, str, str]] = []
+    for event in events:
+        phase, name = event.id.partition("-")[0], event.name
+        text = event.data["content"] if name == "message" else str(event.data)
+        if found and name == "message" and found[-1][:2] == (phase, name):
+            text = found.pop()[2] + text
+        found.append((phase, name, text))
+    return found
 
 
 async def get_chat(person: Person, chat_id: str) -> Json:

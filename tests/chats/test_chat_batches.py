@@ -13,7 +13,17 @@ from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.functions.batches import BATCH_LOOP
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import BatchRow
-from tests.chats.conftest import CountingTools, Declare, Json, get_chat, reread, working
+from tests.chats.conftest import (
+    CountingTools,
+    Declare,
+    Json,
+    get_chat,
+    open_chat,
+    reread,
+    stream,
+    text_of,
+    working,
+)
 from tests.functions.receiver import receiving
 from tests.functions.test_options import delivered
 from tests.functions.test_options import settings as settings_with_callbacks
@@ -182,3 +192,45 @@ async def test_a_batch_is_its_owners(user: Person, guest: Person, admin: Person,
     assert (await guest.http.get(f"/batches/{batch['batch_id']}")).status_code == 403
     assert (await guest.http.post(f"/batches/{batch['batch_id']}/cancel")).status_code == 403
     assert (await admin.http.get(f"/batches/{batch['batch_id']}")).json()["total"] == 1
+
+
+async def test_who_waits_for_an_answer_does_not_wait_for_a_batch(
+    runtime: Runtime, user: Person, admin: Person, declare: Declare
+) -> None:
+    agent = await declare("many")
+    first = await _ask(user, agent, [{"message": "one"}] * 20)
+    chats = [await open_chat(admin, agent) for _ in range(10)]
+    asked = [asyncio.create_task(stream(admin, chat_id, "hello")) for chat_id in chats]
+    open_turns = select(func.count()).select_from(TurnRow).where(TurnRow.status == "PENDING")
+    async with asyncio.timeout(60):
+        while (await runtime.database.rows(open_turns))[0][0] < 30:
+            await asyncio.sleep(0.01)
+    async with working(runtime, slots=1):
+        await asyncio.gather(*asked)
+        await _ended(runtime, user, first["batch_id"])
+    order = select(TurnRow.user_id == admin.id).order_by(TurnRow.finished_at)
+    is_asked = [row[0] for row in await runtime.database.rows(order)]
+    until = max(place for place, asked_for in enumerate(is_asked) if asked_for) + 1
+    assert 10 <= until <= 10 * 4 / 3 + 2, "interactive turns come first"
+    assert not all(is_asked[:10]), "and a batch does not starve"
+
+
+async def test_a_batch_is_cancelled_at_once_with_what_is_queued_in_its_chats(
+    runtime: Runtime, user: Person, declare: Declare
+) -> None:
+    batch = await _ask(user, await declare("many", rules=RULES), [{"message": "one"}] * 3)
+    chat_id = batch["chat_ids"][1]
+    second = asyncio.create_task(stream(user, chat_id, "two"))
+    async with asyncio.timeout(60):
+        while not (await get_chat(user, chat_id))["queued"]:
+            await asyncio.sleep(0.01)
+    assert (await user.http.post(f"/batches/{batch['batch_id']}/cancel")).json()["cancelled"] == 3
+    shown = await _get(user, batch["batch_id"])
+    assert (shown["status"], shown["cancelled"]) == ("cancelled", 3)
+    for other in (batch["chat_ids"][0], batch["chat_ids"][2]):
+        assert (await get_chat(user, other))["active_channel_id"] is None
+    async with working(runtime):
+        assert text_of(await second) == "the second"
+    await CHAT_BATCH_LOOP.step(runtime)
+    assert (await user.http.delete(f"/chats/{chat_id}")).status_code == 204
+    assert (await _get(user, batch["batch_id"]))["cancelled"] == 3

@@ -36,11 +36,12 @@ async def test_what_was_said_until_the_stop_is_kept(
     chat_id = await open_chat(user, await declare("slow", default=LONG, delay_ms=30))
     streaming = asyncio.create_task(stream(user, chat_id, "go"))
     await has_text(runtime, await channel_of(user, chat_id))
-    busy = await user.http.post(f"/chats/{chat_id}/messages", json={"content": "and?"})
+    body = {"content": "and?", "when_busy": "reject"}
+    busy = await user.http.post(f"/chats/{chat_id}/messages", json=body)
     assert busy.status_code == 409
     assert "stop" in busy.json()["detail"]
     stopped = await user.http.post(f"/chats/{chat_id}/stop")
-    assert stopped.json() == {"status": "stopped"}
+    assert stopped.json() == {"status": "stopped", "withdrawn": 0}
     chat = await get_chat(user, chat_id)
     events = await streaming
     assert events[-1].data == {"type": "done", "status": "cancelled"}
@@ -49,7 +50,7 @@ async def test_what_was_said_until_the_stop_is_kept(
     assert text_of(events) == said
     assert chat["active_channel_id"] is None
     assert chat["last_turn"]["status"] == "CANCELLED"
-    assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "idle"}
+    assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "idle", "withdrawn": 0}
     assert text_of(await reread(user, chat_id, chat["last_turn"]["channel_id"])) == said
 
 
@@ -84,7 +85,8 @@ async def test_a_canceled_turn_without_a_worker_is_settled(user: Person, declare
     await channel_of(user, chat_id)
     async with runtime.database.unit() as db:
         await db.execute(text("UPDATE turns SET status = 'CANCELLED', attempt = 1"))
-    assert (await user.http.post(f"/chats/{chat_id}/messages", json={"content": "x"})).status_code == 409
+    body = {"content": "x", "when_busy": "reject"}
+    assert (await user.http.post(f"/chats/{chat_id}/messages", json=body)).status_code == 409
     await SETTLE_LOOP.step(runtime)
     assert (await streaming)[-1].data["status"] == "cancelled"
     assert (await get_chat(user, chat_id))["active_channel_id"] is None

@@ -1,5 +1,6 @@
 """Objects for the authorization fuzzer: whatever a route's path names, made anew and owned by whoever shall own it."""
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -131,6 +132,22 @@ class Objects:
         chat = (await self.owner.http.get(f"/chats/{places['chat_id']}")).json()
         return {**places, "tool_call_id": chat["pending_approvals"][0]["tool_call_id"]}
 
+    async def queued_message(self) -> Places:
+        """A message that waits behind a turn that does not end."""
+        name = self.name()
+        config = {"default": "so " * 4000, "delay_ms": 1000}
+        made = await self._post(
+            self.admin, "/api/v1/llm-providers", {"name": name, "provider_type": "scripted", "config": config}
+        )
+        await self._post(self.owner, "/api/v1/agents", {"name": name, "llm_provider_id": made["id"]})
+        begun = await self._post(self.owner, f"/agents/default/{name}/chats/batch", {"inputs": [{"message": "go"}]})
+        url = f"/chats/{begun['chat_ids'][0]}"
+        sending = asyncio.create_task(self.owner.http.post(f"{url}/messages", json={"content": "and?"}, timeout=60))
+        while not (queued := (await self.owner.http.get(url)).json()["queued"]):
+            await asyncio.sleep(0.01)
+        sending.cancel()
+        return {"chat_id": begun["chat_ids"][0], "message_id": queued[0]["id"]}
+
     async def asking_chat(self) -> Places:
         """A chat whose agent has asked its user something."""
         name = self.name()
@@ -247,6 +264,7 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/messages/{", Objects.said),
     ("/chats/{chat_id}/retry", Objects.stopped_chat),
     ("/attachments/{", Objects.attachment),
+    ("/queued/{", Objects.queued_message),
     ("/chats/{", Objects.chat),
     ("/(executions|jobs)/.*/cancel$", Objects.queued_execution),
     ("/dlq/{", Objects.dead_letter),

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, literal_column, select
 from sqlalchemy.orm import defer
 
+from sinas_server.chats.queued import withdraw_turn
 from sinas_server.chats.stop import await_stop, stop_turn
 from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.chats.tables import Status as TurnStatus
@@ -40,6 +41,7 @@ AGENTS = JobSort(
     "agents",
     TurnRow,
     {
+        TurnStatus.QUEUED: "queued",
         TurnStatus.PENDING: "queued",
         TurnStatus.RUNNING: "running",
         TurnStatus.WAITING: "running",
@@ -161,20 +163,25 @@ async def cancel_job(runtime: Runtime, job_id: UUID) -> None:
         execution = await db.get(ExecutionRow, job_id)
         if execution is not None:
             raise ConflictError(f"the job has ended already: it is {JOB_STATES[execution.status]}")
-        stopped = await _stop(db, runtime, job_id)
-    await await_stop(runtime, stopped.id)
+        if await _stop(db, runtime, job_id):
+            return
+    await await_stop(runtime, job_id)
 
 
-async def _stop(db: Db, runtime: Runtime, turn_id: UUID) -> TurnRow:
+async def _stop(db: Db, runtime: Runtime, turn_id: UUID) -> bool:
+    """Stop a turn; whether that was all there is to do, as it had not begun."""
     turn = await db.get(TurnRow, turn_id)
     if turn is None:
         raise NotFoundError("no such job")
     # A chat has one open turn at most, which is found and stopped under the lock of the chat.
-    await db.execute(select(ChatRow.id).where(ChatRow.id == turn.chat_id).with_for_update())
+    chat = await db.scalar(select(ChatRow).where(ChatRow.id == turn.chat_id).with_for_update())
     await db.refresh(turn)
     if turn.finished_at is not None:
         raise ConflictError(f"the job has ended already: it is {AGENTS.states[turn.status]}")
-    return await stop_turn(db, runtime, turn.chat_id) or turn
+    if chat is not None and await withdraw_turn(db, runtime, chat, turn.id):
+        return True
+    await stop_turn(db, runtime, turn.chat_id)
+    return False
 
 
 async def cancel_stuck(runtime: Runtime) -> int:

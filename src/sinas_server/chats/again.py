@@ -14,9 +14,9 @@ from sinas_server.chats.path import last_of
 from sinas_server.chats.record import last_turn
 from sinas_server.chats.routes import EVENT_STREAM, ChatId, streamed
 from sinas_server.chats.send import answered, finished
-from sinas_server.chats.start import BUSY, Said, Started, accept_in, start_said
+from sinas_server.chats.start import BUSY, Said, Started, accept_in, start_turn
 from sinas_server.chats.tables import ChatRow, MessageRow, Status
-from sinas_server.chats.views import MessageSendRequest, SentResponse
+from sinas_server.chats.views import EditRequest, SentResponse
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, InvalidError
 from sinas_server.kernel.http import CurrentCaller, Run, new_router
@@ -53,6 +53,10 @@ def _asked(what: str, at: tuple[UUID, ...], body: BaseModel) -> JsonValue:
     return {"what": what, "at": [str(place) for place in at], "body": body.model_dump(mode="json")}
 
 
+def _again(body: AgainRequest, message_id: UUID) -> Said:
+    return Said(None, body.include_thinking, when_busy="reject", message_id=message_id)
+
+
 async def _regenerating(
     at: tuple[UUID, UUID], body: AgainRequest | None, runtime: Runtime, caller: Caller, key: str | None
 ) -> Begun:
@@ -65,7 +69,7 @@ async def _regenerating(
         if said is None:
             raise ConflictError("The user said nothing before this message that could be answered again")
         await go_on_after(db, chat, said)
-        return await start_said(db, runtime, caller, chat, Said(None, body.include_thinking, message_id=said.id))
+        return await start_turn(db, runtime, caller, chat, _again(body, said.id))
 
     return await begin_in(runtime, caller, at[0], key, _asked("regenerate", at, body), begin)
 
@@ -96,7 +100,7 @@ async def _regenerate_stream(
 
 
 async def _editing(
-    at: tuple[UUID, UUID], body: MessageSendRequest, runtime: Runtime, caller: Caller, key: str | None
+    at: tuple[UUID, UUID], body: EditRequest, runtime: Runtime, caller: Caller, key: str | None
 ) -> Begun:
     content = await accept_in(runtime, caller, at[0], body.content)
 
@@ -105,14 +109,15 @@ async def _editing(
         if message.role != "user":
             raise InvalidError([(("path", "message_id"), "must be a message of the user; others cannot be edited")])
         await go_on_after(db, chat, await last_of(db, chat.id, message.branch, MessageRow.seq < message.seq))
-        return await start_said(db, runtime, caller, chat, Said(content, body.include_thinking))
+        said = Said(content, body.include_thinking, when_busy="reject")
+        return await start_turn(db, runtime, caller, chat, said)
 
     return await begin_in(runtime, caller, at[0], key, _asked("edit", at, body), begin)
 
 
 async def _edit(
     at: At,
-    body: MessageSendRequest,
+    body: EditRequest,
     runtime: Run,
     caller: CurrentCaller,
     request: Request,
@@ -125,7 +130,7 @@ async def _edit(
 
 
 async def _edit_stream(
-    at: At, body: MessageSendRequest, runtime: Run, caller: CurrentCaller, idempotency_key: IdempotencyKey = None
+    at: At, body: EditRequest, runtime: Run, caller: CurrentCaller, idempotency_key: IdempotencyKey = None
 ) -> StreamingResponse:
     """If the connection breaks, the turn goes on: read on at `/chats/{chat_id}/stream/{channel_id}`."""
     return await streamed(runtime, *await _editing(at, body, runtime, caller, idempotency_key))
@@ -143,8 +148,7 @@ async def _retrying(
         # All steps with their results stay; only an answer that was cut off is left behind, on its branch.
         is_step = or_(MessageRow.role != "assistant", MessageRow.tool_calls.is_not(None))
         await go_on_after(db, chat, await last_of(db, chat.id, chat.branch, is_step))
-        said = Said(None, body.include_thinking, message_id=turn.message_id)
-        return await start_said(db, runtime, caller, chat, said)
+        return await start_turn(db, runtime, caller, chat, _again(body, turn.message_id))
 
     return await begin_in(runtime, caller, chat_id, key, _asked("retry", (chat_id,), body), begin)
 

@@ -39,10 +39,9 @@ async def decide(runtime: Runtime, caller: Caller, chat_id: UUID, tool_call_id: 
         found = await asked_call(db, chat.id, tool_call_id, APPROVALS)
         if found is None:
             raise NotFoundError("no such call waits for approval")
-        turn, call = found
-        await _record(db, caller, root, call, decision)
-        await resume(db, runtime, turn)
-    return await go_on(runtime, chat_id)
+        await _record(db, caller, root, found.call, decision)
+        await resume(db, runtime, found.turn)
+    return await go_on(runtime, found.turn_here)
 
 
 async def _record(db: Db, caller: Caller, root: ChatRow, call: ToolCallRow, decision: Decision) -> None:

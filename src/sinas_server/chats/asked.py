@@ -35,19 +35,31 @@ async def asked_in(db: Db, chat_id: UUID, waits: frozenset[Wait]) -> list[ToolCa
     return [] if turn is None else [row for row in await asked_calls(db, turn.id) if row.waits_for in waits]
 
 
-async def asked_call(
-    db: Db, chat_id: UUID, tool_call_id: str, waits: frozenset[Wait]
-) -> tuple[TurnRow, ToolCallRow] | None:
-    """A call that `asked_in` gives, and its turn, locked; None if there is none. The chat is locked."""
-    found = next((row for row in await asked_in(db, chat_id, waits) if row.tool_call_id == tool_call_id), None)
-    if found is None:
+@dataclass(frozen=True)
+class AskedCall:
+    """A call that waits for the user, and its turn, locked."""
+
+    call: ToolCallRow
+    turn: TurnRow
+    turn_here: UUID
+    """The turn of the chat where the user was asked: the same, or one that waits for it."""
+
+
+async def asked_call(db: Db, chat_id: UUID, tool_call_id: str, waits: frozenset[Wait]) -> AskedCall | None:
+    """A call that `asked_in` gives; None if there is none. The chat is locked."""
+    here = await db.scalar(_suspended(chat_id).with_only_columns(TurnRow.id))
+    asked = [] if here is None else await asked_calls(db, here)
+    found = next((row for row in asked if row.tool_call_id == tool_call_id and row.waits_for in waits), None)
+    if here is None or found is None:
         return None
     if found.chat_id != chat_id:
         await db.execute(select(ChatRow.id).where(ChatRow.id == found.chat_id).with_for_update())
     turn = await locked_turn(db, found.turn_id)
     still = [] if turn is None else await waiting_calls(db, turn)  # somebody may have been faster
     call = next((row for row in still if row.index == found.index), None)
-    return None if turn is None or call is None or turn.status != Status.SUSPENDED else (turn, call)
+    if turn is None or call is None or turn.status != Status.SUSPENDED:
+        return None
+    return AskedCall(call, turn, here)
 
 
 async def root_of(db: Db, chat: ChatRow) -> ChatRow:
@@ -78,15 +90,15 @@ class Resumed:
     """Whether it goes on."""
 
 
-async def go_on(runtime: Runtime, chat_id: UUID) -> Resumed:
+async def go_on(runtime: Runtime, turn_id: UUID) -> Resumed:
     """Where a chat's turn goes on after the user has said something to it or to an agent called in it.
 
     While calls still wait for him, they are asked for again on a channel of its own.
     """
     async with runtime.database.unit() as db:
+        chat_id = select(TurnRow.chat_id).where(TurnRow.id == turn_id).scalar_subquery()
         await db.execute(select(ChatRow.id).where(ChatRow.id == chat_id).with_for_update())
-        newest = select(TurnRow).where(TurnRow.chat_id == chat_id).order_by(TurnRow.created_at.desc()).limit(1)
-        turn = await db.scalar(newest)
+        turn = await db.get(TurnRow, turn_id)
         if turn is None:
             raise NotFoundError("the chat was deleted")
         if turn.status != Status.SUSPENDED:

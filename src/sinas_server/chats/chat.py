@@ -108,9 +108,10 @@ def may_talk(caller: Caller, user_id: UUID) -> bool:
     return user_id == caller.id and caller.is_trusted(CHATS.name, "update")
 
 
-async def own_chat(db: Db, caller: Caller, chat_id: UUID) -> ChatRow:
+async def own_chat(db: Db, caller: Caller, chat_id: UUID, *, lock: bool = True) -> ChatRow:
     """A chat of the caller, locked, for talking in it. Raises 404."""
-    chat = await db.scalar(select(ChatRow).where(ChatRow.id == chat_id, alive()).with_for_update())
+    query = select(ChatRow).where(ChatRow.id == chat_id, alive())
+    chat = await db.scalar(query.with_for_update() if lock else query)
     if chat is None or not may_talk(caller, chat.user_id):
         raise NotFoundError("chat not found")
     return chat

@@ -6,13 +6,13 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from sqlalchemy import ColumnElement, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, case, func, insert, or_, select, update
 
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.chats.attachments import accept_for
 from sinas_server.chats.chat import CHATS, Wanted, chat_agent, create_chat
 from sinas_server.chats.content import Content, Kept
-from sinas_server.chats.ending import Ending, end_open
+from sinas_server.chats.ending import Ending, cancel_unbegun, end_open
 from sinas_server.chats.start import Said, start_child
 from sinas_server.chats.tables import OPEN, QUEUE, BatchTurnRow, MessageRow, Status, TurnRow
 from sinas_server.chats.views import AgentName, Namespace
@@ -141,7 +141,7 @@ async def _begin_chats(
     for index, (given, message) in enumerate(zip(body.inputs, messages, strict=True)):
         wanted = Wanted(input=given.input_variables or {}, title=_trigger(body, index))
         chat = await create_chat(db, caller, agent, wanted)
-        await start_child(db, runtime, caller, chat, agent, Said(message))
+        await start_child(db, runtime, caller, chat, agent, Said(message, background=True))
         ids.append(chat.id)
     return ids
 
@@ -159,8 +159,9 @@ def _status() -> ColumnElement[str]:
 
 
 async def _cancel(db: Db, runtime: Runtime, batch_id: UUID) -> int:
-    """One statement however many there are: workers settle what they work on, `SETTLE_LOOP` the others."""
+    """A few statements however many there are: workers settle what they work on, `SETTLE_LOOP` what waits."""
     members = select(BatchTurnRow.turn_id).where(BatchTurnRow.batch_id == batch_id)
+    unbegun = await cancel_unbegun(db, runtime, TurnRow.id.in_(members))
     canceled = await db.execute(
         update(TurnRow)
         .where(TurnRow.id.in_(members), TurnRow.status.in_(OPEN))
@@ -169,7 +170,7 @@ async def _cancel(db: Db, runtime: Runtime, batch_id: UUID) -> int:
         execution_options={"synchronize_session": False},
     )
     db.after_commit(lambda: runtime.signals.signal(cancel_topic(QUEUE)))
-    return len(canceled.all())
+    return unbegun + len(canceled.all())
 
 
 CHAT_MEMBERS = BatchMembers(
@@ -194,6 +195,7 @@ CHAT_MEMBERS = BatchMembers(
 async def _tend(runtime: Runtime) -> None:
     """Fail those that wait for people, and note the ends of others."""
     await _fail_suspended(runtime)
+    await _note_quiet_ends(runtime)
     while await _note_ends(runtime) == AT_ONCE:
         pass
 
@@ -211,23 +213,43 @@ async def _fail_suspended(runtime: Runtime) -> None:
             await end_open(db, runtime, turn, Ending(Status.FAILED, error=NOBODY, reason=f"Not carried out: {NOBODY}."))
 
 
-async def _note_ends(runtime: Runtime) -> int:
-    """Keep how some ended, for when their chats are gone, and queue messages about it where wanted: how many."""
-    query = (
+def _unnoted() -> Select[BatchTurnRow, TurnRow]:
+    """Those that have ended, which is not written down."""
+    return (
         select(BatchTurnRow, TurnRow)
         .join_from(BatchTurnRow, TurnRow, TurnRow.id == BatchTurnRow.turn_id, isouter=True)
         .where(BatchTurnRow.ended.is_(None), or_(TurnRow.id.is_(None), TurnRow.finished_at.is_not(None)))
-        .limit(AT_ONCE)
-        .with_for_update(of=BatchTurnRow, skip_locked=True)
     )
+
+
+async def _note_quiet_ends(runtime: Runtime) -> None:
+    """Keep how those ended of which nobody is to be told, for when their chats are gone."""
+    status = func.coalesce(TurnRow.status, Status.CANCELLED.value).label("status")
+    error = case((TurnRow.id.is_(None), DELETED), else_=TurnRow.error).label("error")
+    found = (
+        _unnoted()
+        .where(BatchTurnRow.callback_url.is_(None))
+        .with_only_columns(BatchTurnRow.turn_id, status, error)
+        .cte("found")
+    )
+    await runtime.database.rows(
+        update(BatchTurnRow)
+        .where(BatchTurnRow.turn_id == found.c.turn_id, BatchTurnRow.ended.is_(None))
+        .values(ended=found.c.status, error=found.c.error)
+    )
+
+
+async def _note_ends(runtime: Runtime) -> int:
+    """Keep how some ended and queue the messages about it: how many."""
+    query = _unnoted().where(BatchTurnRow.callback_url.is_not(None)).limit(AT_ONCE)
+    query = query.with_for_update(of=BatchTurnRow, skip_locked=True)
     async with runtime.database.unit() as db:
         rows = (await db.execute(query)).all()
         for member, turn in rows:
             ended = Status.CANCELLED if turn is None else Status(turn.status)
             error = DELETED if turn is None else turn.error
-            if member.callback_url is not None:
-                content = await _ended_message(db, member, turn, ended, error)
-                await send(db, runtime, member.callback_url, f"execution_{member.turn_id}", content)
+            content = await _ended_message(db, member, turn, ended, error)
+            await send(db, runtime, member.callback_url or "", f"execution_{member.turn_id}", content)
             await db.execute(
                 update(BatchTurnRow)
                 .where(BatchTurnRow.turn_id == member.turn_id)

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, insert, select, update
 from sinas_server.chats.events import Answer, Runs, Segment, content
 from sinas_server.chats.hooks import ASYNC_HOOK
 from sinas_server.chats.live import send_end
+from sinas_server.chats.queued import hear, leave
 from sinas_server.chats.record import (
     add_results,
     ended,
@@ -15,7 +16,6 @@ from sinas_server.chats.record import (
     read_channel,
     read_segment,
     stored_runs,
-    touch,
     within,
 )
 from sinas_server.chats.tables import QUEUE, ChatRow, MessageRow, Status, TurnRow
@@ -61,11 +61,13 @@ async def close(db: Db, runtime: Runtime, turn: TurnRow, segment: Segment, endin
             )
         )
         segment = segment.with_answer(Answer(turn.step, partial, offset))
+    if turn.injected > turn.heard:  # said, if not answered
+        await hear(db, turn, turn.step + 1)
     await db.execute(
         update(TurnRow).where(TurnRow.id == turn.id).values(error=ending.error, **ended(ending.status)),
         execution_options={"synchronize_session": False},
     )
-    await touch(db, turn.chat_id, active_channel_id=None)
+    await leave(db, runtime, [turn.chat_id])
     await abandon(db, runtime, turn.id)
     tell_parent(db, runtime, turn)
     if ending.status == Status.FAILED:
@@ -119,6 +121,23 @@ async def end_open(db: Db, runtime: Runtime, turn: TurnRow, ending: Ending) -> N
     if channel is not None and turn.status != Status.CANCELLED:
         segment = await close(db, runtime, turn, await read_segment(within(db), channel, turn), ending)
         db.after_commit(lambda: send_end(runtime, segment))
+
+
+async def cancel_unbegun(db: Db, runtime: Runtime, which: ColumnElement[bool]) -> int:
+    """Cancel those of some turns that no worker has had, in a few statements however many there are: how many.
+
+    Nothing was said in them, and nothing works for them; who reads their channels finds the end in the journal.
+    """
+    canceled = await db.execute(
+        update(TurnRow)
+        .where(which, TurnRow.status == Status.PENDING, TurnRow.attempt == 0, TurnRow.parent_turn_id.is_(None))
+        .values(**ended(Status.CANCELLED))
+        .returning(TurnRow.chat_id),
+        execution_options={"synchronize_session": False},
+    )
+    chat_ids = list(canceled.scalars())
+    await leave(db, runtime, chat_ids)
+    return len(chat_ids)
 
 
 async def settle_canceled(db: Db, runtime: Runtime, segment: Segment, said: tuple[Runs, int]) -> Segment | None:

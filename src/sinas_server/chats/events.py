@@ -3,7 +3,8 @@
 A step has two phases: the model's answer (`2 * step + 1`) and its tool calls (`2 * step + 2`). An event's id is
 `<phase>-<n>`. In the first phase n counts the characters sent; in the second, of c calls, call i starts at i + 1, the
 j-th to finish ends at c + j, and the k-th thing that the user is asked comes at 2c + k, then that the round is
-suspended. The end stands at `<last phase + 1>-1`.
+suspended; where the turn goes on instead with messages that were injected, these come at 2c + 1. The end stands at
+`<last phase + 1>-1`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,6 +84,8 @@ class Answer:
     runs: Runs
     offset: int = 0
     calls: tuple[Call, ...] = ()
+    injected: tuple[UUID, ...] = ()
+    """The messages of the user that came into the conversation after it and its calls."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Segment:
             if not (self.resumed and step == self.first_step):
                 phase = answer_phase(step)
                 events += self._answer_events(answer)
-            if answer.calls:
+            if answer.calls or answer.injected:
                 phase = tools_phase(step)
                 events += self._call_events(answer)
         if self.end is not None:
@@ -140,6 +143,8 @@ class Segment:
         events += [_end_event(phase, count + order, call) for order, call in finished]
         if self.suspended_step == answer.step:
             events += [_event(phase, 2 * count + n, name, data) for n, (name, data) in enumerate(self.asked, 1)]
+        elif answer.injected:
+            events.append(_event(phase, 2 * count + 1, "injected", {"message_ids": list(map(str, answer.injected))}))
         return events
 
     def _start_event(self, phase: int, call: Call) -> StreamEvent:

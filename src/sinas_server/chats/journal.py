@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import monotonic
 from typing import cast
+from uuid import UUID
 
 from pydantic import JsonValue
 from sqlalchemy import Executable, insert, select, update
@@ -12,11 +13,11 @@ from sqlalchemy import Executable, insert, select, update
 from sinas_server.backends.llm import Answer as ModelAnswer
 from sinas_server.chats.ending import Ending, close, settle_canceled
 from sinas_server.chats.events import Answer, Call, Runs, Segment
+from sinas_server.chats.queued import IS_TOLD, ended_unless_told, hear, leave
 from sinas_server.chats.record import (
     add_results,
     added,
     as_runs,
-    ended,
     hash_of,
     locked_turn,
     read_calls,
@@ -179,13 +180,20 @@ class Journal:
             .values(**values)
         )
 
-    async def closed_step(self) -> None:
-        """Give the results to the conversation, in the order of the calls, and go on to the next step."""
+    async def closed_step(self) -> bool:
+        """Give the results to the conversation, in the order of the calls, and go on to the next step.
+
+        After them comes what the user has injected meanwhile; gives whether he has.
+        """
+        answer = self.segment.answers[self.step]
         async with self.runtime.database.unit() as db:
-            await self._still_ours(db, step=self.step + 1)
-            await add_results(db, self.turn, self.step, self.segment.answers[self.step].calls)
+            is_told = await self._still_ours(db, step=self.step + 1)
+            await add_results(db, self.turn, self.step, answer.calls)
+            injected = await hear(db, self.turn, self.step) if is_told else ()
             await touch(db, self.turn.chat_id)
+        self.segment = self.segment.with_answer(replace(answer, injected=injected))
         self.step += 1
+        return is_told
 
     async def paused(self) -> bool:
         """Wait for what the calls of this step wait for, holding no worker; False if some need not wait any more."""
@@ -259,20 +267,31 @@ class Journal:
         if call is not None:
             await record(db, call)
 
-    async def completed(self, told: Told, also: Callable[[Db], Awaitable[None]] | None = None) -> None:
-        """Keep the final answer and end the turn. `also`: what belongs into the same transaction."""
-        usage = self._with(told.call)
+    async def completed(self, told: Told, also: Callable[[Db], Awaitable[None]] | None = None) -> bool:
+        """Keep the final answer and end the turn; unless the user has injected something, with which it goes on.
+
+        `also`: what belongs into the same transaction. Gives whether the turn has ended.
+        """
+        usage, injected = self._with(told.call), cast(tuple[UUID, ...], ())
         async with self.runtime.database.unit() as db:
-            await self._still_ours(db, usage=usage, **ended(Status.COMPLETED))
+            goes_on = await self._still_ours(db, usage=usage, **ended_unless_told(self.step))
             await self._record(db, told.call)
             await db.execute(insert(MessageRow).values(**self._message(told, ())))
             if also is not None:
                 await also(db)
-            await touch(db, self.turn.chat_id, active_channel_id=None, **_noted(told.call))
-            tell_parent(db, self.runtime, self.turn)
-        self.usage = usage
-        segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset))
-        self.segment = replace(segment, end=("done", {"status": "completed"}))
+            if goes_on:
+                injected = await hear(db, self.turn, self.step)
+                await touch(db, self.turn.chat_id, **_noted(told.call))
+            else:
+                await leave(db, self.runtime, [self.turn.chat_id], **_noted(told.call))
+                tell_parent(db, self.runtime, self.turn)
+        self.usage, self.draft = usage, None
+        self.segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset, injected=injected))
+        if goes_on:
+            self.step += 1
+        else:
+            self.segment = replace(self.segment, end=("done", {"status": "completed"}))
+        return not goes_on
 
     async def failed(self, error: str, call: ModelCall | None = None) -> None:
         """End the turn without an answer. `call`: one of the model that is not journaled."""
@@ -303,13 +322,18 @@ class Journal:
             execution_options={"synchronize_session": False},
         )
 
-    async def _still_ours(self, db: Db, **values: object) -> None:
-        """Lock the turn and note progress. Raises `LostTurnError`."""
+    async def _still_ours(self, db: Db, **values: object) -> bool:
+        """Lock the turn and note progress: whether the user has injected what it has not heard.
+
+        Raises `LostTurnError`.
+        """
         mine = (TurnRow.id == self.turn.id, TurnRow.attempt == self.turn.attempt, TurnRow.status == Status.RUNNING)
         progress = {"worked_seconds": self.worked(), "progress_attempt": self.turn.attempt}
-        statement = update(TurnRow).where(*mine).values(**progress, **values).returning(TurnRow.id)
-        if (await db.execute(statement, execution_options={"synchronize_session": False})).first() is None:
+        statement = update(TurnRow).where(*mine).values(**progress, **values).returning(IS_TOLD.label("is_told"))
+        found = (await db.execute(statement, execution_options={"synchronize_session": False})).first()
+        if found is None:
             raise LostTurnError(str(self.turn.id))
+        return bool(found.is_told)
 
     async def _with_ids(self, db: Db, calls: Sequence[Call]) -> tuple[Call, ...]:
         """The calls under ids that no other call of the chat has."""

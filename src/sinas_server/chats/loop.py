@@ -153,28 +153,44 @@ class AgentLoop:
         if prepared.hooks.see_users and not self.journal.has_begun and await self._blocked(prepared):
             return
         while True:
-            if self.journal.answer is None:
-                draft = self.journal.draft
-                told = await self._ask(prepared) if draft is None else Told.drafted(draft)
-                if not told.calls:
-                    await self._conclude(prepared, told)
+            while self.journal.answer is None:
+                if await self._answered(prepared):
                     return
-                await self.journal.answered(told)
-                self.speech = self.call = None
-                await self.channel.catch_up(self.journal.segment)
             if prepared.is_old:  # rights count at the time of the call
                 prepared = await prepare(self.runtime, self.turn)
             await carry_out(self.runtime, prepared, self.journal, self.channel)
             if self.journal.has_pages:
                 prepared = prepared.reading()
-            answer = self.journal.segment.answers[self.journal.step]
-            if all(call.done for call in answer.calls):
-                await self.journal.closed_step()
-            elif await self.journal.paused():
+            if await self._paused():
                 return
 
+    async def _answered(self, prepared: Prepared) -> bool:
+        """Have the model answer; whether the turn has ended with that: no tools are called, nothing was injected."""
+        draft = self.journal.draft
+        told = await self._ask(prepared) if draft is None else Told.drafted(draft)
+        if told.calls:
+            await self.journal.answered(told)
+        elif await self._conclude(prepared, told):
+            return True
+        await self._pass_on()
+        return False
+
+    async def _paused(self) -> bool:
+        """Close the step, or pause if some of its calls wait; whether it did."""
+        answer = self.journal.segment.answers[self.journal.step]
+        if not all(call.done for call in answer.calls):
+            return await self.journal.paused()
+        if await self.journal.closed_step():
+            await self._pass_on()
+        return False
+
+    async def _pass_on(self) -> None:
+        """Send what was just journaled."""
+        self.speech = self.call = None
+        await self.channel.catch_up(self.journal.segment)
+
     async def _blocked(self, prepared: Prepared) -> bool:
-        """Have hooks see what the user said; whether one of them answered instead of the model."""
+        """Have hooks see what the user said; whether one of them has ended the turn with an answer of its own."""
         said = await read_said(self.runtime.database.read, self.turn.message_id)
         if said.passed:
             return False
@@ -182,15 +198,14 @@ class AgentLoop:
         before = text_in(content, parts)
         outcome = await prepared.hooks.on_user(before)
         if outcome.blocked:
-            await self._say_last(Told.instead(outcome.content))
-            return True
+            return await self._say_last(Told.instead(outcome.content))
         if outcome.content != before:
             content, parts = with_text(parts, outcome.content)
         await self.journal.heard(content, parts)
         return False
 
-    async def _conclude(self, prepared: Prepared, told: Told) -> None:
-        """Give the final answer, once the hooks that must see it have."""
+    async def _conclude(self, prepared: Prepared, told: Told) -> bool:
+        """Give the final answer, once the hooks that must see it have; whether the turn has ended with it."""
         hooks, step = prepared.hooks, self.journal.step
         if hooks.hold_answers:
             if self.journal.draft is None:
@@ -200,15 +215,14 @@ class AgentLoop:
             if outcome.blocked or outcome.content != told.text:
                 told = Told.instead(outcome.content, told.usage)
             if outcome.blocked:
-                await self._say_last(told)
-                return
-        await self._say_last(told, lambda db: hooks.start_late(db, told.text, step))
+                return await self._say_last(told)
+        return await self._say_last(told, lambda db: hooks.start_late(db, told.text, step))
 
-    async def _say_last(self, told: Told, also: Callable[[Db], Awaitable[None]] | None = None) -> None:
-        """Send the final answer, or the rest of it, and end the turn. `also`: see `Journal.completed`."""
+    async def _say_last(self, told: Told, also: Callable[[Db], Awaitable[None]] | None = None) -> bool:
+        """Send the final answer, or the rest of it. `also`, and what it gives: see `Journal.completed`."""
         speech = self.speech or Speech(self.channel, self.journal.step, self.turn.attempt)
         await speech.finish(told.runs)
-        await self.journal.completed(replace(told, offset=speech.offset), also)
+        return await self.journal.completed(replace(told, offset=speech.offset), also)
 
     async def _ask(self, prepared: Prepared) -> Told:
         """The model's next answer, sent to the readers as it comes."""

@@ -79,14 +79,14 @@ async def answer_call(runtime: Runtime, caller: Caller, chat_id: UUID, tool_call
         found = await asked_call(db, chat.id, tool_call_id, INPUTS)
         if found is None:
             raise await _not_open(db, caller, chat, tool_call_id)
-        turn, call = found
+        call = found.call
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
         if call.waits_for == Wait.INPUT:
             await _give_input(db, runtime, call, text)
         await settle_call(db, call, answer=text, decided_by=caller.id, decided_at=func.now())
         await audit(db, caller, "answer_question", ("chat", str(call.chat_id)), {"tool_call_id": tool_call_id})
-        await resume(db, runtime, turn)
-    return await go_on(runtime, chat_id)
+        await resume(db, runtime, found.turn)
+    return await go_on(runtime, found.turn_here)
 
 
 async def _give_input(db: Db, runtime: Runtime, call: ToolCallRow, text: str) -> None:

@@ -109,18 +109,23 @@ async def read_segment(read: Read, channel: ChannelRow, turn: TurnRow, *, fresh:
     )
     if fresh:
         return segment
-    answers = await read(
-        select(MessageRow.step, MessageRow.content, MessageRow.runs, MessageRow.stream_offset).where(
-            MessageRow.turn_id == turn.id, MessageRow.role == "assistant"
+    said = await read(
+        select(
+            *(MessageRow.__table__.columns[name] for name in ("id", "step", "role", "content", "runs", "stream_offset"))
         )
+        .where(MessageRow.turn_id == turn.id, MessageRow.step.is_not(None), MessageRow.role != "tool")
+        .order_by(MessageRow.seq)
     )
     calls = await read(
         select(*ToolCallRow.__table__.columns).where(ToolCallRow.turn_id == turn.id).order_by(ToolCallRow.index)
     )
-    for row in answers:
+    for row in said:
+        if row.role != "assistant":
+            continue
         runs = cast(Runs, tuple(map(tuple, row.runs or ()))) or as_runs(row.content or "")
         mine = tuple(as_call(call) for call in calls if call.step == row.step)
-        segment = segment.with_answer(Answer(row.step, runs, row.stream_offset, mine))
+        injected = tuple(other.id for other in said if other.role == "user" and other.step == row.step)
+        segment = segment.with_answer(Answer(row.step, runs, row.stream_offset, mine, injected))
     return segment
 
 
@@ -142,9 +147,9 @@ async def read_calls(read: Read, turn_id: UUID, step: int) -> list[Call]:
 
 
 async def last_turn(db: Db, chat: ChatRow) -> TurnRow | None:
-    """The newest turn on a chat's branch."""
-    here = select(TurnRow).where(TurnRow.chat_id == chat.id, TurnRow.branch == chat.branch)
-    return await db.scalar(here.order_by(TurnRow.created_at.desc()).limit(1))
+    """The newest turn on a chat's branch, of those that have begun."""
+    here = (TurnRow.chat_id == chat.id, TurnRow.branch == chat.branch, TurnRow.begun_at.is_not(None))
+    return await db.scalar(select(TurnRow).where(*here).order_by(TurnRow.begun_at.desc()).limit(1))
 
 
 async def locked_turn(db: Db, turn_id: UUID) -> TurnRow | None:

@@ -1,6 +1,7 @@
 """Chats over HTTP: managing them, talking in them, and following what an agent does."""
 
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sinas_server.backends.stream import START, Position, StreamLostError, StreamUnavailableError
-from sinas_server.chats import stop
+from sinas_server.chats import queued, stop
 from sinas_server.chats.approval import Decision, decide
 from sinas_server.chats.asked import APPROVALS, asked_in
 from sinas_server.chats.chat import (
@@ -21,16 +22,18 @@ from sinas_server.chats.chat import (
     create_chat,
     find_chat,
     list_chats,
+    own_chat,
 )
 from sinas_server.chats.ending import abandon_chats
 from sinas_server.chats.follow import deleted, follow, journaled, replay
 from sinas_server.chats.fork import known_branch, said_in
 from sinas_server.chats.live import topic
-from sinas_server.chats.once import IdempotencyKey, begin_in
+from sinas_server.chats.once import IdempotencyKey, start_once
+from sinas_server.chats.queued import waiting_in
 from sinas_server.chats.record import last_turn
 from sinas_server.chats.send import answered, finished
-from sinas_server.chats.start import Started, accept_in, start_now, start_turn
-from sinas_server.chats.tables import ChannelRow, ChatRow, SummaryRow
+from sinas_server.chats.start import Asked, Said, Started, accept_in, say, say_now
+from sinas_server.chats.tables import ChannelRow, ChatRow, SummaryRow, TurnRow
 from sinas_server.chats.views import (
     AgentChatCreateRequest,
     AgentName,
@@ -42,6 +45,7 @@ from sinas_server.chats.views import (
     MessageSendRequest,
     Namespace,
     PendingApprovalResponse,
+    QueuedMessageResponse,
     SentResponse,
     StopResponse,
     SummaryResponse,
@@ -52,10 +56,10 @@ from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, InvalidError, NotFoundError
 from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.unit import Db
 
 ChatId = Annotated[UUID, Path(description="The chat's id.")]
 ChannelId = Annotated[UUID, Path(description="The channel of a turn, as its first answer names it.")]
+MessageId = Annotated[UUID, Path(description="The message's id, as the chat's `queued` names it.")]
 ToolCallId = Annotated[str, Path(description="The tool call's id, as `approval_required` names it.")]
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 EVENTS = "Server-sent events until `done` or `error`."
@@ -97,11 +101,13 @@ async def _list(
 async def _get(chat_id: ChatId, db: CurrentDb, caller: CurrentCaller) -> ChatWithMessages:
     chat = await find_chat(db, caller, chat_id, "read")
     last = await last_turn(db, chat)
+    waiting = await waiting_in(db, chat.id)
     return ChatWithMessages(
         **ChatResponse.of(chat).model_dump(),
         messages=await said_in(db, chat, chat.branch),
         pending_approvals=[PendingApprovalResponse.of(call) for call in await asked_in(db, chat.id, APPROVALS)],
         last_turn=None if last is None else TurnResponse.of(last),
+        queued=[QueuedMessageResponse.of(message, turn, db.settings) for message, turn in waiting],
     )
 
 
@@ -140,11 +146,11 @@ async def _update(chat_id: ChatId, body: ChatUpdate, db: CurrentDb, caller: Curr
 async def _delete(chat_id: ChatId, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> None:
     """A turn that is running stops, and what it has begun: functions, and the chats of other agents."""
     chat = await find_chat(db, caller, chat_id, "delete")
-    active = chat.active_channel_id
     await abandon_chats(db, runtime, ChatRow.id == chat.id)
+    followed = select(TurnRow.channel_id).where(TurnRow.chat_id == chat.id, TurnRow.finished_at.is_(None))
+    for channel_id in await db.scalars(followed):
+        db.after_commit(partial(_end_deleted, runtime, channel_id))
     await db.execute(delete(ChatRow).where(ChatRow.id == chat.id))
-    if active is not None:
-        db.after_commit(lambda: _end_deleted(runtime, active))
 
 
 async def _end_deleted(runtime: Runtime, channel_id: UUID) -> None:
@@ -166,23 +172,22 @@ async def _send(
 ) -> SentResponse:
     """Waits for the turn; if the client goes away, the turn goes on."""
     started, _ = await _start(chat_id, body, runtime, caller, idempotency_key)
-    return await answered(runtime, await finished(runtime, started.turn_id, request))
+    return await answered(runtime, await finished(runtime, started.turn_id, request), started)
 
 
 async def _start(
     chat_id: UUID, body: MessageSendRequest, runtime: Runtime, caller: Caller, key: str | None
 ) -> tuple[Started, bool]:
     """The turn, and whether it was begun before with the same key."""
-    thinking = body.include_thinking
     if key is None:
-        return await start_now(runtime, caller, chat_id, body.content, include_thinking=thinking), False
+        asked_now = Asked(body.content, include_thinking=body.include_thinking, when_busy=body.when_busy)
+        return await say_now(runtime, caller, chat_id, asked_now), False
     content = await accept_in(runtime, caller, chat_id, body.content)
-
-    async def begin(db: Db, chat: ChatRow) -> Started:
-        return await start_turn(db, runtime, caller, chat, content, include_thinking=thinking)
-
-    asked: JsonValue = {"chat_id": str(chat_id), "body": body.model_dump(mode="json")}
-    return await begin_in(runtime, caller, chat_id, key, asked, begin)
+    said = Said(content, body.include_thinking, when_busy=body.when_busy)
+    async with runtime.database.unit() as db:
+        await own_chat(db, caller, chat_id, lock=False)
+        asked: JsonValue = {"chat_id": str(chat_id), "body": body.model_dump(mode="json")}
+        return await start_once(db, caller, key, asked, partial(say, db, runtime, caller, chat_id, said))
 
 
 async def _stream(
@@ -192,7 +197,11 @@ async def _stream(
     caller: CurrentCaller,
     idempotency_key: IdempotencyKey = None,
 ) -> StreamingResponse:
-    """If the connection breaks, the turn goes on: read on at `/chats/{chat_id}/stream/{channel_id}`."""
+    """If the connection breaks, the turn goes on: read on at `/chats/{chat_id}/stream/{channel_id}`.
+
+    `X-Message-Status` says whether the turn is `started`, or `queued` behind others of the chat, or the message was
+    `injected` into the one that runs, of which the stream then tells from its beginning.
+    """
     return await streamed(runtime, *await _start(chat_id, body, runtime, caller, idempotency_key))
 
 
@@ -200,7 +209,9 @@ async def streamed(runtime: Runtime, started: Started, again: bool) -> Streaming
     """The events of a turn; `again`: it was begun before, and may have ended."""
     ended = await journaled(runtime, started.channel_id) if again else None
     blocks = follow(runtime, started.channel_id, START) if ended is None else replay(ended, START)
-    return _events(blocks, started.chat_id, started.channel_id)
+    answer = _events(blocks, started.chat_id, started.channel_id)
+    answer.headers["X-Message-Status"] = started.how
+    return answer
 
 
 def _events(blocks: AsyncIterator[bytes], chat_id: UUID, channel_id: UUID) -> StreamingResponse:
@@ -261,15 +272,30 @@ async def approve(
     )
 
 
-async def _stop(chat_id: ChatId, runtime: Run, caller: CurrentCaller) -> StopResponse:
-    """What the agent said so far is kept."""
+async def _stop(
+    chat_id: ChatId,
+    runtime: Run,
+    caller: CurrentCaller,
+    withdraw: Annotated[bool, Query(description="Withdraw the messages that are queued too.")] = False,
+) -> StopResponse:
+    """What the agent said so far is kept. Then it answers the message that is queued next, if there is one."""
+    withdrawn = 0
+    if withdraw:
+        async with runtime.database.unit() as db:
+            chat = await find_chat(db, caller, chat_id, "update", lock=True)
+            withdrawn = await queued.withdraw_all(db, runtime, chat)
     async with runtime.database.unit() as db:
         chat = await find_chat(db, caller, chat_id, "update")
         turn = await stop.stop_turn(db, runtime, chat.id)
-    if turn is None:
-        return StopResponse(status="idle")
-    await stop.await_stop(runtime, turn.id)
-    return StopResponse(status="stopped")
+    if turn is not None:
+        await stop.await_stop(runtime, turn.id)
+    return StopResponse(status="idle" if turn is None else "stopped", withdrawn=withdrawn)
+
+
+async def _withdraw(chat_id: ChatId, message_id: MessageId, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> None:
+    """Those who follow it are told `done` with the status `cancelled`."""
+    chat = await find_chat(db, caller, chat_id, "update", lock=True)
+    await queued.withdraw(db, runtime, chat, message_id)
 
 
 def _chats_router() -> APIRouter:
@@ -303,6 +329,13 @@ def _chats_router() -> APIRouter:
         name="approve",
     )(approve)
     router.post("/chats/{chat_id}/stop", summary="Stop the agent", name="stop")(_stop)
+    router.delete(
+        "/chats/{chat_id}/queued/{message_id}",
+        status_code=204,
+        summary="Withdraw a message whose turn has not begun",
+        name="withdraw",
+        responses={404: {"description": "No such message."}, 409: {"description": "The agent has it already."}},
+    )(_withdraw)
     return router
 
 

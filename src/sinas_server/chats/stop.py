@@ -9,7 +9,8 @@ from sinas_server.chats.ending import Ending, end_open, settle_canceled
 from sinas_server.chats.events import spoken
 from sinas_server.chats.live import send_end
 from sinas_server.chats.record import read_channel, read_segment, read_turn
-from sinas_server.chats.start import open_turn, wait_turn
+from sinas_server.chats.send import wait_turn
+from sinas_server.chats.start import open_turn
 from sinas_server.chats.tables import Status, TurnRow
 from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.runtime import Runtime

@@ -28,6 +28,8 @@ QUEUE = "turns"
 class Status(StrEnum):
     """Where a turn stands."""
 
+    QUEUED = "QUEUED"
+    """It has not begun: the turns before it in its chat have not ended."""
     PENDING = "PENDING"
     RUNNING = "RUNNING"
     WAITING = "WAITING"
@@ -92,6 +94,8 @@ class ChatRow(Base):
     active_channel_id: Mapped[UUID | None]
     branch: Mapped[int] = mapped_column(server_default=text("0"))
     """The branch that is shown and goes on; an open turn is on it."""
+    queued: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many of its turns are queued."""
     expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -160,6 +164,10 @@ class TurnRow(Leased, Base):
     structured: Mapped[bool] = mapped_column(server_default=text("false"))
     """Whether the agent has an `output_schema`, so that its answer is sent in one piece."""
     include_thinking: Mapped[bool] = mapped_column(server_default=text("false"))
+    injected: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many messages were given to it while it ran."""
+    heard: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many of them are part of the conversation."""
     timeout: Mapped[float]
     worked_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     progress_attempt: Mapped[int] = mapped_column(server_default=text("0"))
@@ -169,6 +177,8 @@ class TurnRow(Leased, Base):
     """The final answer while hooks look at it: `text`, `native`, `usage`."""
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    begun_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    """When its message became part of the conversation; none while it is queued, and for one that was withdrawn."""
     finished_at: Mapped[datetime | None]
 
     @property
@@ -242,6 +252,25 @@ class AttachmentRow(Base):
     blob: Mapped[str] = mapped_column(ForeignKey("blobs.key"))
     media_type: Mapped[str] = mapped_column(String(255))
     filename: Mapped[str | None]
+
+
+class QueuedMessageRow(Base):
+    """What the user said while a turn ran, until it becomes part of the conversation, under the same id.
+
+    Its turn is queued, or is the one that ran: then it was injected.
+    """
+
+    __tablename__ = "queued_messages"
+    __table_args__ = (Index("ix_queued_messages_chat", "chat_id", "seq"), Index("ix_queued_messages_turn", "turn_id"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, Identity())
+    """The order of arrival."""
+    chat_id: Mapped[UUID] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
+    turn_id: Mapped[UUID] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"))
+    content: Mapped[str | None]
+    parts: Mapped[list[JsonValue] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class ToolCallRow(Base):

@@ -1,7 +1,7 @@
 """Chats, messages and answers as HTTP shows them."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import Path
@@ -10,8 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sinas_server.chats.attached import shown
 from sinas_server.chats.content import Content
 from sinas_server.chats.events import pending_input
+from sinas_server.chats.queued import WhenBusy
 from sinas_server.chats.record import as_call
-from sinas_server.chats.tables import ChatRow, MessageRow, SummaryRow, ToolCallRow, TurnRow
+from sinas_server.chats.tables import (
+    ChatRow,
+    MessageRow,
+    QueuedMessageRow,
+    Status,
+    SummaryRow,
+    ToolCallRow,
+    TurnRow,
+)
 from sinas_server.settings import Settings
 
 LONGEST_SECONDS = 315_360_000
@@ -46,14 +55,26 @@ class ChatUpdate(_Body):
     archived: bool | None = Field(default=None, description="Hidden from the list unless asked for.")
 
 
-class MessageSendRequest(_Body):
-    """What the user says."""
+class _Message(_Body):
+    when_busy: WhenBusy = Field(
+        default="queue",
+        description="If the agent is at work in the chat: `queue` answers the message after those before it, `inject` "
+        "gives it to the agent with its next step (or queues it where that cannot be), `reject` refuses it (409).",
+    )
+
+
+class EditRequest(_Body):
+    """What the user says instead."""
 
     content: Content = Field(description="Text, or parts.")
     include_thinking: bool = Field(default=False, description="Stream the model's visible reasoning too.")
 
 
-class InvokeRequest(_Body):
+class MessageSendRequest(EditRequest, _Message):
+    """What the user says."""
+
+
+class InvokeRequest(_Message):
     """A message for an agent, in a conversation found by key or in a new one."""
 
     message: Content = Field(description="Text, or parts.")
@@ -192,6 +213,31 @@ class PendingInputResponse(_Answer):
         )
 
 
+class QueuedMessageResponse(_Answer):
+    """A message that is not part of the conversation yet."""
+
+    id: UUID = Field(description="Its id, then and now.")
+    content: str | None = Field(description="Its text; parts are a JSON text.")
+    status: Literal["queued", "injected"] = Field(
+        description="`queued`: it waits for a turn of its own. `injected`: the turn that runs hears it soon."
+    )
+    turn_id: UUID = Field(description="The turn that answers it.")
+    channel_id: str = Field(description="Where the events of that turn can be read, before it begins too.")
+    created_at: datetime = Field(description="When it was sent.")
+
+    @classmethod
+    def of(cls, row: QueuedMessageRow, turn: TurnRow, settings: Settings) -> "QueuedMessageResponse":
+        """A message's row as it is shown."""
+        return cls(
+            id=row.id,
+            content=shown(row.content, row.parts, row.chat_id, settings),
+            status="queued" if turn.status == Status.QUEUED else "injected",
+            turn_id=turn.id,
+            channel_id=str(turn.channel_id),
+            created_at=row.created_at,
+        )
+
+
 class TurnResponse(_Answer):
     """How the last message fared."""
 
@@ -214,12 +260,17 @@ class ChatWithMessages(ChatResponse):
     messages: list[BranchMessageResponse] = Field(description="What was said on the active branch, the oldest first.")
     pending_approvals: list[PendingApprovalResponse] = Field(default=[], description="Calls that wait for a decision.")
     last_turn: TurnResponse | None = Field(default=None, description="How the last message fared.")
+    queued: list[QueuedMessageResponse] = Field(
+        default=[], description="What was sent while the agent was at work and it has not heard yet, in its order."
+    )
 
 
 class SentResponse(MessageResponse):
     """The agent's answer."""
 
-    status: str = Field(description="`completed`, `input_required` or `in_progress`.")
+    status: str = Field(
+        description="`completed`, `input_required` or `in_progress`; `injected`: completed, by a turn that ran already."
+    )
     pending_inputs: list[PendingInputResponse] = Field(default=[], description="Questions of the agent.")
     pending_approvals: list[PendingApprovalResponse] = Field(default=[], description="Calls that wait for a decision.")
     channel_id: str | None = Field(description="Where the events of this turn can be read.")
@@ -233,7 +284,7 @@ class InvokeResponse(_Answer):
     chat_id: UUID = Field(description="The conversation.")
     session_key: str | None = Field(default=None, description="Its key.")
     usage: dict[str, JsonValue] | None = Field(default=None, description="Calls of the model and their tokens.")
-    status: str = Field(description="`completed`, `input_required` or `in_progress`.")
+    status: str = Field(description="`completed`, `input_required`, `in_progress` or `injected`, as of a message.")
     pending_inputs: list[PendingInputResponse] = Field(default=[], description="Questions of the agent.")
     channel_id: str | None = Field(description="Where the events of this turn can be read.")
 
@@ -252,3 +303,4 @@ class StopResponse(_Answer):
     """What became of the turn."""
 
     status: str = Field(description="`stopped`, or `idle` if nothing was running.")
+    withdrawn: int = Field(default=0, description="How many queued messages were withdrawn.")

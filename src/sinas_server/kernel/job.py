@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     ColumnElement,
     Executable,
     Float,
@@ -40,6 +41,8 @@ from sinas_server.kernel.tables import TAKEN, Base
 
 log = structlog.get_logger()
 POLL_SECONDS = 1.0
+BACKGROUND_SHARE = 4
+"""Every so-manieth look for work takes what runs in the background first, so that it comes to its end too."""
 MAX_NESTED = 200
 """How many nested executions a worker runs beyond its slots."""
 R = TypeVar("R", bound=Base)
@@ -126,7 +129,7 @@ def _claiming(table: Any, *, nested_only: bool) -> ReturningUpdate[Any]:
         select(table.id, table.status.label("was"))
         .where(due, ~table.held, table.depth > 0 if nested_only else true())
         .where(table.id != all_(bindparam("running", type_=ARRAY(Uuid))))
-        .order_by(table.depth.desc(), table.run_at)
+        .order_by(table.depth.desc(), table.background != bindparam("background_first", type_=Boolean), table.run_at)
         .limit(bindparam("most", type_=Integer))
         .with_for_update(skip_locked=True)
         .cte("picked")
@@ -159,6 +162,7 @@ class Worker(Generic[R]):
         self._claiming = asyncio.Lock()
         """Held until what was claimed is known to be running here."""
         self._nested: set[UUID] = set()
+        self._looks = 0
         self._outside: set[UUID] = set()
         """Those that have left their slot for a while."""
         self._may_be_more = True
@@ -255,8 +259,10 @@ class Worker(Generic[R]):
             self.running[row_id] = asyncio.create_task(self._run_one(row_id, claim))
 
     async def _claim(self, most: int) -> list[Claim[R]]:
+        self._looks += 1
         parameters = {
             "most": most,
+            "background_first": self._looks % BACKGROUND_SHARE == 0,
             "running": list(self.running),
             "lease_seconds": self.runtime.settings.job_lease_seconds,
             "worker_name": self.runtime.worker_name,

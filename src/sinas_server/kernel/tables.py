@@ -169,6 +169,8 @@ class Leased:
     worker: Mapped[str | None] = mapped_column(String(255))
     held: Mapped[bool] = mapped_column(server_default=text("false"))
     """Not to be claimed yet: it waits until there is room for it among others of its sort."""
+    background: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Nobody waits for it in particular, as for one of a batch: what somebody waits for is claimed first."""
     depth: Mapped[int] = mapped_column(server_default=text("0"))
     """How many waiting ancestors hold a slot: work with depth > 0 passes the slot limit, or they would deadlock."""
 

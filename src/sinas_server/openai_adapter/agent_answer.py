@@ -19,7 +19,7 @@ from sinas_server.chats.events import payload
 from sinas_server.chats.follow import happenings
 from sinas_server.chats.record import read_turn
 from sinas_server.chats.send import TurnFailedError
-from sinas_server.chats.start import Started, start_now, start_turn
+from sinas_server.chats.start import Asked, Said, Started, say_now, start_turn
 from sinas_server.chats.tables import MessageRow
 from sinas_server.chats.talk import read_talk
 from sinas_server.kernel.access import Caller
@@ -50,9 +50,10 @@ async def start_agent(
     content = content_of(body.messages[-1], last)
     if chat_id is not None:
         found = await _chat_of(runtime, caller, agent, chat_id)
-        return await start_now(runtime, caller, found, content, (*last, "content"))
+        asked = Asked(content, (*last, "content"), when_busy=body.when_busy)
+        return await say_now(runtime, caller, found, asked)
     earlier = [await _earlier(runtime, caller, agent, body, index) for index in range(len(body.messages) - 1)]
-    said = await accept(runtime, caller, agent, content, (*last, "content"))
+    said = Said(await accept(runtime, caller, agent, content, (*last, "content")))
     wanted = Wanted(input=body.input or {}, expires_in=KEPT_SECONDS, archived=True)
     async with runtime.database.unit() as db:
         chat = await create_chat(db, caller, agent, wanted)

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from sinas_server.chats.queued import WhenBusy
+
 MAX_MESSAGES = 5000
 
 
@@ -205,6 +207,10 @@ class ChatCompletionRequest(In):
     parallel_tool_calls: bool | None = Field(default=None, description="Whether several calls may come at once.")
     response_format: ResponseFormat | None = Field(default=None, description="What the answer must be; not for agents.")
     logprobs: bool | None = Field(default=None, description="Not supported.")
+    when_busy: WhenBusy = Field(
+        default="queue",
+        description="Sinas: if the agent is at work in the chat of `X-Chat-ID`, as for `POST /chats/{id}/messages`.",
+    )
     input: dict[str, JsonValue] | None = Field(
         default=None, description="Sinas: values for the agent's `input_schema`, for a conversation that begins."
     )

@@ -19,6 +19,9 @@ class AgentSettings(BaseSettings):
         ge=1,
         description="Messages of a chat given to the model; older ones are dropped, or summarized (`history_summary`).",
     )
+    max_queued_messages: int = Field(
+        20, ge=1, description="Messages of a chat that may wait for the turn that runs; further ones are refused (429)."
+    )
     agent_job_timeout: float = Field(
         600, gt=0, description="Longest work on one turn, in seconds, not counting the time it waits for others."
     )

@@ -1,0 +1,166 @@
+"""Messages that are given to the turn that runs."""
+
+import asyncio
+
+import pytest
+from fastapi import FastAPI
+
+from sinas_server.kernel.runtime import Runtime
+from tests.chats.busy import ECHO, an_agent, begun, in_a_call, queued, said
+from tests.chats.conftest import (
+    CountingTools,
+    Declare,
+    Event,
+    Json,
+    get_chat,
+    joined,
+    open_chat,
+    parse,
+    reread,
+    stream,
+    text_of,
+    working,
+)
+from tests.people import Person, http_client, make_key
+
+
+async def injecting(person: Person, chat_id: str, content: str) -> asyncio.Task[list[Event]]:
+    """The stream of a message that is injected into a turn with a call under way."""
+    sent = asyncio.create_task(stream(person, chat_id, content, when_busy="inject"))
+    [waits] = await queued(person, chat_id, 1)
+    assert (waits["content"], waits["status"]) == (content, "injected")
+    return sent
+
+
+async def test_an_injected_one_comes_after_the_results_of_the_step(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    tools.hold = asyncio.Event()
+    chat_id = await open_chat(user, await an_agent(declare))
+    first = asyncio.create_task(stream(user, chat_id, "look"))
+    await in_a_call(tools)
+    second = await injecting(user, chat_id, "second")
+    [waits] = await queued(user, chat_id, 1)
+    assert (await user.http.delete(f"/chats/{chat_id}/queued/{waits['id']}")).status_code == 409
+    tools.hold.set()
+    events = await first
+    assert await second == events
+    assert [event.data["message_ids"] for event in events if event.name == "injected"] == [[waits["id"]]]
+    names = [event.name for event in events]
+    assert names.index("tool_end") < names.index("injected")
+    chat = await get_chat(user, chat_id)
+    assert [role for role, _ in said(chat)] == ["user", "assistant", "tool", "user", "assistant"]
+    assert said(chat)[3:] == [("user", "second"), ("assistant", "Second answer.")]
+    assert chat["messages"][3]["id"] == waits["id"]
+    assert chat["queued"] == []
+    assert joined(await reread(user, chat_id, chat["last_turn"]["channel_id"])) == joined(events)
+
+
+async def test_an_injected_one_is_answered_after_what_would_have_been_the_last_answer(
+    user: Person, declare: Declare, worker: None
+) -> None:
+    chat_id = await open_chat(user, await declare("slow", ECHO, default="A long answer. " * 40, delay_ms=20))
+    first = asyncio.create_task(stream(user, chat_id, "go"))
+    async with asyncio.timeout(30):
+        while (await get_chat(user, chat_id))["last_turn"] is None:
+            await asyncio.sleep(0.01)
+        while (await get_chat(user, chat_id))["last_turn"]["status"] != "RUNNING":
+            await asyncio.sleep(0.01)
+    body: Json = {"content": "second", "when_busy": "inject"}
+    answer = (await user.http.post(f"/chats/{chat_id}/messages", json=body, timeout=60)).json()
+    assert (answer["content"], answer["status"]) == ("Second answer.", "injected")
+    events = await first
+    assert events[-1].data["status"] == "completed"
+    assert said(await get_chat(user, chat_id)) == [
+        *[("user", "go"), ("assistant", "A long answer. " * 40)],
+        *[("user", "second"), ("assistant", "Second answer.")],
+    ]
+    for place, event in enumerate(events):  # every one is a place to read on from
+        read = await reread(user, chat_id, answer["channel_id"], headers={"last-event-id": event.id})
+        assert joined(read) == joined(events[place + 1 :])
+
+
+async def test_what_is_injected_before_the_turn_begins_is_heard_with_it(
+    user: Person, declare: Declare, runtime: Runtime
+) -> None:
+    chat_id = await open_chat(user, await an_agent(declare))
+    first = asyncio.create_task(stream(user, chat_id, "first"))
+    await begun(user, chat_id)
+    second = asyncio.create_task(stream(user, chat_id, "second", when_busy="inject"))
+    async with asyncio.timeout(30):
+        while len(said(await get_chat(user, chat_id))) < 2:
+            await asyncio.sleep(0.01)
+    async with working(runtime):
+        assert [text_of(events) for events in await asyncio.gather(first, second)] == ["Second answer."] * 2
+    assert [role for role, _ in said(await get_chat(user, chat_id))] == ["user", "user", "assistant"]
+
+
+async def test_what_was_injected_stays_said_when_the_turn_is_stopped(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    tools.hold = asyncio.Event()
+    chat_id = await open_chat(user, await an_agent(declare))
+    first = asyncio.create_task(stream(user, chat_id, "look"))
+    await in_a_call(tools)
+    second = await injecting(user, chat_id, "second")
+    await user.http.post(f"/chats/{chat_id}/stop")
+    for events in await asyncio.gather(first, second):
+        assert events[-1].data["status"] == "cancelled"
+    chat = await get_chat(user, chat_id)
+    assert [role for role, _ in said(chat)] == ["user", "assistant", "tool", "user"]
+    assert chat["queued"] == []
+    assert text_of(await stream(user, chat_id, "third")) == "Third answer."
+
+
+async def test_what_is_injected_waits_with_the_turn_for_the_users_decision(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    rules: list[Json] = [
+        {"when": {"contains": "both"}, "call": [{"tool": "shop/look"}, {"tool": "shop/danger"}]},
+        *ECHO,
+    ]
+    tools.hold = asyncio.Event()
+    chat_id = await open_chat(user, await declare("both", rules, enabled_functions=["shop/look", "shop/danger"]))
+    first = asyncio.create_task(stream(user, chat_id, "both"))
+    await in_a_call(tools)
+    second = await injecting(user, chat_id, "second")
+    tools.hold.set()
+    events = await first
+    assert await second == events
+    [call] = [event.data["tool_call_id"] for event in events if event.name == "approval_required"]
+    assert [one["status"] for one in await queued(user, chat_id, 1)] == ["injected"]
+    decided = await user.http.post(f"/chats/{chat_id}/approve-tool/{call}", json={"approved": True})
+    after = await reread(user, chat_id, decided.json()["channel_id"])
+    assert [event.name for event in after][:3] == ["tool_start", "tool_end", "injected"]
+    assert text_of([event for event in after if event.name == "message"]) == "Second answer."
+    roles = [role for role, _ in said(await get_chat(user, chat_id))]
+    assert roles == ["user", "assistant", "tool", "tool", "user", "assistant"]
+
+
+@pytest.mark.parametrize("why", ["hooks", "structured", "another key"])
+async def test_where_it_cannot_be_injected_it_is_queued(
+    user: Person, admin: Person, declare: Declare, runtime: Runtime, app: FastAPI, why: str
+) -> None:
+    fields: Json = {}
+    if why == "hooks":
+        code = "def handler(input_data, context):\n    return {}\n"
+        body = {"name": "see", "code": code, "input_schema": {}, "output_schema": {}}
+        assert (await admin.http.post("/api/v1/functions", json=body)).status_code == 201
+        fields = {"hooks": {"on_user_message": [{"function": "default/see", "async": True}]}}
+    elif why == "structured":
+        fields = {"output_schema": {"type": "object"}}
+    chat_id = await open_chat(user, await an_agent(declare, **fields))
+    first = asyncio.create_task(stream(user, chat_id, "first"))
+    await begun(user, chat_id)
+    token = user.token
+    if why == "another key":
+        token = await make_key(runtime, user.id, "sinas.agents/*/*.chat:all", "sinas.chats.*:own")
+    body = {"content": "second", "when_busy": "inject"}
+    async with http_client(app, {"Authorization": f"Bearer {token}"}) as client:
+        sent = asyncio.create_task(client.post(f"/chats/{chat_id}/messages/stream", json=body, timeout=60))
+        assert [one["status"] for one in await queued(user, chat_id, 1)] == ["queued"]
+        assert (await user.http.delete(f"/chats/{chat_id}")).status_code == 204
+        answer = await sent
+    assert answer.headers["x-message-status"] == "queued"
+    assert parse(answer.text)[-1].name == "error"
+    await first
