@@ -47,9 +47,17 @@ class Viewer:
     def ended(self) -> bool:
         return bool(self.events) and self.events[-1].name in ("done", "error")
 
-    async def _read(self, method: str, path: str, leave_after: int, **more: Json) -> list[Event]:
+    async def _read(
+        self,
+        method: str,
+        path: str,
+        leave_after: int,
+        *,
+        json: Json | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> list[Event]:
         count = 0
-        async with self.http.stream(method, path, **more) as answer:
+        async with self.http.stream(method, path, json=json, headers=headers) as answer:
             assert answer.status_code == 200, await answer.aread()
             self.channel = answer.headers["x-channel-id"]
             async for event in _events(answer):
