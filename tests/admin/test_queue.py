@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 
 from sinas_server.backends.embedded.process import descendants
 from sinas_server.backends.sandbox.native.sandbox import NativeSandbox
-from sinas_server.chats.start import start_now
+from sinas_server.chats.start import Asked, say_now
 from sinas_server.chats.tables import TurnRow
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.identity.resolve import Principal, act_for
@@ -60,7 +60,7 @@ async def waiting_turn(runtime: Runtime, person: Person) -> dict[str, str]:
     await person.http.post("/api/v1/agents", json={"name": name})
     chat = (await person.http.post(f"/agents/default/{name}/chats", json={})).json()
     caller = await act_for(runtime, Principal(person.id), "session")
-    started = await start_now(runtime, caller, UUID(chat["id"]), "hello")
+    started = await say_now(runtime, caller, UUID(chat["id"]), Asked("hello"))
     return {"chat_id": chat["id"], "job_id": str(started.turn_id), "agent": f"default/{name}"}
 
 
