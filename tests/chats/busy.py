@@ -25,7 +25,7 @@ async def an_agent(declare: Declare, **fields: JsonValue) -> str:
 
 async def queued(person: Person, chat_id: str, count: int) -> list[Json]:
     """What has not been heard, as soon as it is so many messages."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(found := cast(list[Json], (await get_chat(person, chat_id))["queued"])) != count:
             await asyncio.sleep(0.01)
     return found
@@ -41,7 +41,7 @@ async def waiting(
 
 
 async def in_a_call(tools: CountingTools) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not tools.ran:
             await asyncio.sleep(0.01)
 
@@ -52,6 +52,6 @@ def said(chat: Json) -> list[tuple[str, str]]:
 
 async def begun(person: Person, chat_id: str) -> None:
     """Waits until the chat has a turn."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await get_chat(person, chat_id))["active_channel_id"] is None:
             await asyncio.sleep(0.01)

@@ -2,10 +2,12 @@
 
 import asyncio
 
+import pytest
 from sqlalchemy import text
 
 from sinas_server.chats.stop import SETTLE_LOOP
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.settings import Settings
 from tests.chats.busy import an_agent, begun, in_a_call, queued, said, waiting
 from tests.chats.conftest import (
     CountingTools,
@@ -18,6 +20,12 @@ from tests.chats.conftest import (
     working,
 )
 from tests.people import Person
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """With room for a few messages only."""
+    return settings.model_copy(update={"max_queued_messages": 4})
 
 
 async def test_they_are_answered_one_after_the_other_in_their_order(
