@@ -82,6 +82,7 @@ def upgrade() -> None:
         sa.Column("counted", sa.JSON(none_as_null=True), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("active_channel_id", sa.Uuid(), nullable=True),
         sa.Column("branch", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("queued", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -161,6 +162,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("worker", sa.String(length=255), nullable=True),
         sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("background", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("depth", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
@@ -251,6 +253,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("worker", sa.String(length=255), nullable=True),
         sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("background", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("depth", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
@@ -340,6 +343,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("worker", sa.String(length=255), nullable=True),
         sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("background", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("depth", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
@@ -626,6 +630,8 @@ def upgrade() -> None:
         sa.Column("step", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("structured", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("include_thinking", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("injected", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("heard", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("timeout", sa.Double(), nullable=False),
         sa.Column("worked_seconds", sa.Double(), server_default=sa.text("0"), nullable=False),
         sa.Column("progress_attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
@@ -633,6 +639,7 @@ def upgrade() -> None:
         sa.Column("draft", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("begun_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("status", sa.String(length=16), server_default="PENDING", nullable=False),
         sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
@@ -640,6 +647,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("worker", sa.String(length=255), nullable=True),
         sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("background", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("depth", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
@@ -748,6 +756,23 @@ def upgrade() -> None:
     )
     op.create_index("ix_openai_response_blobs_blob", "openai_response_blobs", ["blob"], unique=False)
     op.create_table(
+        "queued_messages",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("chat_id", sa.Uuid(), nullable=False),
+        sa.Column("turn_id", sa.Uuid(), nullable=False),
+        sa.Column("content", sa.Text(), nullable=True),
+        sa.Column("parts", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column(
+            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["turn_id"], ["turns.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_queued_messages_chat", "queued_messages", ["chat_id", "seq"], unique=False)
+    op.create_index("ix_queued_messages_turn", "queued_messages", ["turn_id"], unique=False)
+    op.create_table(
         "summaries",
         sa.Column("message_id", sa.Uuid(), nullable=False),
         sa.Column("chat_id", sa.Uuid(), nullable=False),
@@ -822,6 +847,9 @@ def downgrade() -> None:
     op.drop_table("tool_calls")
     op.drop_index("ix_summaries_chat", table_name="summaries")
     op.drop_table("summaries")
+    op.drop_index("ix_queued_messages_turn", table_name="queued_messages")
+    op.drop_index("ix_queued_messages_chat", table_name="queued_messages")
+    op.drop_table("queued_messages")
     op.drop_index("ix_openai_response_blobs_blob", table_name="openai_response_blobs")
     op.drop_table("openai_response_blobs")
     op.drop_index("ix_late_hooks_turn", table_name="late_hooks")
