@@ -205,30 +205,27 @@ TAKES: dict[Provider, set[str]] = {
 }
 
 
-async def test_media_beside_text(served: tuple[Provider, LanguageModel], mock: str) -> None:
+async def test_media_beside_text(served: tuple[Provider, LanguageModel]) -> None:
     """The mock finds the text of a message that holds media, so it understands the message."""
     provider, model = served
+    bodies = watched(model)
     for name in sorted(TAKES[provider]):
         _, answer = await collect(model, ask(UserMessage((TextPart("greet me"), PARTS[name]))))
         assert answer.text == "Grüße aus Köln, 你好!", name
-        async with httpx2.AsyncClient() as client:
-            journal = (await client.get(f"{mock}/__aimock/journal")).json()
-        assert SIGNS[name] in json.dumps(journal), name
+        assert SIGNS[name] in json.dumps(bodies[-1]), name
 
 
 async def test_media_in_the_responses_api(mock: str) -> None:
     model = open_model(ProviderConfig("openai", KEY, mock, {"api": "responses"}))
-    parts = (
-        PARTS["image"],
-        PARTS["image url"],
-        PARTS["pdf"],
-        replace(PARTS["pdf"], data=None, url="https://e.com/b.pdf"),
-    )
+    bodies = watched(model)
+    by_url = MediaPart("file", "application/pdf", url="https://example.com/bill.pdf")
+    parts = (PARTS["image"], PARTS["image url"], PARTS["pdf"], by_url)
     _, answer = await collect(model, ask(UserMessage((TextPart("greet me"), *parts))))
     assert answer.text == "Grüße aus Köln, 你好!"
-    async with httpx2.AsyncClient() as client:
-        journal = json.dumps((await client.get(f"{mock}/__aimock/journal")).json())
-    assert all(sign in journal for sign in (data_url("application/pdf", PDF), "https://e.com/b.pdf"))
+    sent = [part for item in bodies[0]["input"] for part in item["content"] if isinstance(part, dict)]
+    assert [part["type"] for part in sent] == ["input_text", "input_image", "input_image", "input_file", "input_file"]
+    assert (sent[1]["image_url"], sent[2]["image_url"]) == (data_url("image/png", PNG), "https://example.com/cat.png")
+    assert (sent[3]["file_data"], sent[4]["file_url"]) == (data_url("application/pdf", PDF), by_url.url)
     refused = await failure(model, ask(UserMessage((PARTS["audio"],))))
     assert "openai does not take audio content" in str(refused)
     await model.close()
