@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 
 from sinas_server.backends.render import Part, Renderer, RenderFailedError
 from sinas_server.backends.render.process import ProcessRenderer
@@ -91,6 +92,23 @@ async def test_a_process_that_died_is_replaced(renderer: Renderer) -> None:
     process.kill()
     await process.wait()
     assert await renderer.render([FINE], {}) == ["fine"]
+
+
+def test_one_that_ended_while_idle_is_replaced_on_the_loop_of_our_processes() -> None:
+    async def idle_and_again() -> list[str]:
+        renderer = ProcessRenderer(10)
+        await renderer.render([FINE], {})
+        (process,) = renderer._idle
+        process.kill()
+        await process.wait()
+        while process.stdin is not None and not process.stdin.is_closing():
+            await asyncio.sleep(0.01)
+        try:
+            return await renderer.render([FINE], {})
+        finally:
+            await renderer.close()
+
+    assert uvloop.run(idle_and_again()) == ["fine"]
 
 
 async def test_whoever_does_not_wait_leaves_nothing_running(renderer: Renderer) -> None:

@@ -72,8 +72,9 @@ class ProcessRenderer:
         try:
             async with asyncio.timeout(self._seconds):
                 with suppress(ConnectionError):
-                    jobs.write(job)
-                    await jobs.drain()
+                    if not jobs.is_closing():  # uvloop would raise a RuntimeError
+                        jobs.write(job)
+                        await jobs.drain()
                 answer = await answers.readline()
             kept = answer.endswith(b"\n")
         except TimeoutError as error:
