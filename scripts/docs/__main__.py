@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.docs import permissions, settings
+from scripts.docs import permissions, scenarios, settings
 
 PAGES: tuple[tuple[Path, Callable[[], str]], ...] = (
     (settings.PAGE, settings.page),
     (permissions.PAGE, permissions.page),
+    (scenarios.PAGE, scenarios.page),
 )
 
 

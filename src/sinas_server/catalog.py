@@ -30,6 +30,7 @@ from sinas_server.chats.pending_input import pending_input_router
 from sinas_server.chats.results import ResultTools
 from sinas_server.chats.routes import chats_router
 from sinas_server.chats.stop import SETTLE_LOOP
+from sinas_server.chats.testing_routes import testing_router
 from sinas_server.chats.tools import SystemTools
 from sinas_server.chats.waits import WAITS_LOOP
 from sinas_server.config import routes as config
@@ -114,6 +115,7 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     pending_input_router,
     approvals_router,
     invoke_router,
+    testing_router,
     usage.runtime_router,
     *templates.RUNTIME_ROUTERS,
 )

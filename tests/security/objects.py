@@ -112,6 +112,15 @@ class Objects:
         messages = (await self.owner.http.get(f"/chats/{places['chat_id']}/messages")).json()
         return {**places, "message_id": messages[0]["id"]}
 
+    async def tested_chat(self) -> Places:
+        """A chat to test an agent in, whose model finds everything good."""
+        name = self.name()
+        config = {"default": '{"passed": true, "reason": "It is."}'}
+        provider = {"name": name, "provider_type": "scripted", "config": config}
+        made = await self._post(self.admin, "/api/v1/llm-providers", provider)
+        await self._post(self.owner, "/api/v1/agents", {"name": name, "llm_provider_id": made["id"]})
+        return {"chat_id": (await self._post(self.owner, f"/agents/default/{name}/test-chats", {}))["id"]}
+
     async def stopped_chat(self) -> Places:
         places = await self.chat("danger")
         await self._post(self.owner, f"/chats/{places['chat_id']}/stop", {})
@@ -265,6 +274,7 @@ MAKERS: tuple[tuple[str, Callable[[Objects], Awaitable[Places]]], ...] = (
     ("/chats/{chat_id}/retry", Objects.stopped_chat),
     ("/attachments/{", Objects.attachment),
     ("/queued/{", Objects.queued_message),
+    ("/chats/{chat_id}/(recording|judge)", Objects.tested_chat),
     ("/chats/{", Objects.chat),
     ("/(executions|jobs)/.*/cancel$", Objects.queued_execution),
     ("/dlq/{", Objects.dead_letter),
@@ -335,6 +345,8 @@ BODIES: dict[str, Body] = {
     "chats_approve": lambda make, at: {"approved": False},
     "approvals_decide": lambda make, at: {"approved": False},
     "pending_input_answer": lambda make, at: {"answer": "so"},
+    "agent_tests_create": lambda make, at: {},
+    "agent_tests_judge": lambda make, at: {"rubric": "It is friendly."},
     "invoke_agent": lambda make, at: {"message": "hello"},
     "api_keys_create": lambda make, at: {"name": "k"},
     "roles_create": lambda make, at: {"name": make.name()},

@@ -277,7 +277,7 @@ AGENT: Kind[AgentSpec] = Kind(
     name_pattern=r"^[a-zA-Z][a-zA-Z0-9 _\-():]*$",
     references=_references,
     on_change=_one_default,
-    actions=("create", "read", "update", "delete", "chat"),
+    actions=("create", "read", "update", "delete", "chat", "test"),
     discover="chat",
     description="Configurable AI assistants.",
 )

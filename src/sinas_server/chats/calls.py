@@ -124,6 +124,9 @@ async def _result(runtime: Runtime, prepared: Prepared, journal: Journal, call: 
     tool = as_tool(call.tool)
     if tool.fault:
         return ToolResult(f"Error: {tool.fault}", is_error=True)
+    stubbed = None if prepared.test is None else prepared.test.stub(tool, arguments)
+    if stubbed is not None:
+        return stubbed
     turn = journal.turn
     identity = CallIdentity(turn.chat_id, turn.id, journal.step, call.index, call.id, waited, call.answer)
     return await _called(runtime, toolset, prepared.caller, tool, arguments, identity)

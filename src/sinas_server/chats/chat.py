@@ -44,6 +44,8 @@ class Wanted:
     """Its id, where it follows from what asks for it."""
     parent_chat_id: UUID | None = None
     """The chat whose agent asks for it; it ends with that one."""
+    test_id: UUID | None = None
+    """The test that it is part of."""
     always_allowed: tuple[str, ...] = ()
     """Tools (`toolset:target`) that the user has approved for always there."""
 
@@ -68,6 +70,7 @@ async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted
         "expires_at": expires,
         "archived": wanted.archived,
         "parent_chat_id": wanted.parent_chat_id,
+        "test_id": wanted.test_id,
         "always_allowed": list(wanted.always_allowed),
         **({"id": wanted.id} if wanted.id else {}),
     }

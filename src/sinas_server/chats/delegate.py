@@ -113,6 +113,7 @@ async def _begin(
         title=message.strip()[:100],
         id=_ids(identity).chat,
         parent_chat_id=above.id,
+        test_id=above.test_id,
         always_allowed=tuple(above.always_allowed),
     )
     try:

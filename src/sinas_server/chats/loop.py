@@ -318,7 +318,11 @@ class AgentLoop:
             size = 0 if provider.context_window is None else guessed(request)
             self.call = ModelCall(prepared.payer, provider, read, self.journal.place, estimated=True, guessed=size)
             whole = await supplied(self.runtime, request)
-            async with aclosing(ask(self.runtime, provider.config, whole)) as groups:
+            asking = ask
+            if prepared.test is not None:
+                self.call = replace(self.call, replayed=prepared.test.mode == "replay")
+                asking = prepared.test.answer
+            async with aclosing(asking(self.runtime, provider.config, whole)) as groups:
                 async for group in groups:
                     self.begun = True
                     for event in group:

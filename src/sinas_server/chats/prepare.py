@@ -16,6 +16,7 @@ from sinas_server.chats.prompt import Prompt, agent_context, opening
 from sinas_server.chats.results import READ_RESULT
 from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.chats.talk import Talk, allowed_agent, read_talk
+from sinas_server.chats.testing import ChatTest, test_of
 from sinas_server.identity.resolve import Principal, act_for
 from sinas_server.kernel import lookup, store
 from sinas_server.kernel.access import Caller, Via
@@ -44,6 +45,8 @@ class Prepared:
     """The tools (`toolset:target`) that need no approval any more in this chat."""
     counted: Mapping[str, JsonValue]
     """How models count its tokens, see `window.counted`."""
+    test: ChatTest | None = None
+    """The test that the chat is part of."""
     at: float = field(default_factory=monotonic)
     """When that was, in seconds of the monotonic clock."""
 
@@ -93,7 +96,8 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     prompt = Prompt(agent.spec, messages, tools, str(turn.chat_id))
     hooks = await hooks_of(runtime, caller, turn, agent, (context, talk.chat.session_key))
     payer, allowed = payer_of(turn, agent), frozenset(talk.chat.always_allowed)
-    return Prepared(caller, found, payer, prompt, hooks, allowed, talk.chat.counted)
+    test = await test_of(runtime, caller, talk.chat, agent)
+    return Prepared(caller, found, payer, prompt, hooks, allowed, talk.chat.counted, test)
 
 
 def payer_of(turn: TurnRow, agent: Resource[AgentSpec]) -> Payer:

@@ -247,11 +247,13 @@ class TurnResponse(_Answer):
     )
     error: str | None = Field(description="Why it failed.")
     channel_id: str = Field(description="Where its events can be read.")
+    usage: dict[str, JsonValue] | None = Field(default=None, description="Calls of the model and their tokens.")
 
     @classmethod
     def of(cls, turn: TurnRow) -> "TurnResponse":
         """A turn's row as it is shown."""
-        return cls(id=turn.id, status=turn.status, error=turn.error, channel_id=str(turn.channel_id))
+        channel = str(turn.channel_id)
+        return cls(id=turn.id, status=turn.status, error=turn.error, channel_id=channel, usage=turn.usage or None)
 
 
 class ChatWithMessages(ChatResponse):

@@ -1,19 +1,21 @@
 """The commands of `sinas`: what runs the platform, and what talks to a running one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sinas_server.backends.sandbox import Egress
 from sinas_server.cli import access, remote
-from sinas_server.cli.console import settings_or_exit
+from sinas_server.cli.console import fail, settings_or_exit
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help="Run Sinas, or talk to one."
 )
 worker = typer.Typer(no_args_is_help=True, help="Run a worker against given servers.")
 app.add_typer(worker, name="worker")
+agent_app = typer.Typer(no_args_is_help=True, help="Test agents.")
+app.add_typer(agent_app, name="agent")
 access_app = typer.Typer(no_args_is_help=True, help="Ask who may do what.")
 app.add_typer(access_app, name="access")
 
@@ -170,6 +172,34 @@ def access_explain(
 ) -> None:
     """Say which role and grant give a user a permission, or what would have to be granted."""
     access.explain(remote.connect(url, api_key), user, permission)
+
+
+@agent_app.command("test")
+def agent_test(  # noqa: PLR0913 - typer makes an option of each parameter
+    path: Annotated[Path, typer.Argument(help="A scenario file, or a folder of them.", exists=True)],
+    record: Annotated[bool, typer.Option("--record", help="Ask the models, and keep what they say.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Ask no model: each scenario needs a recording.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Ask the models, whatever is recorded.")] = False,
+    only: Annotated[str | None, typer.Option("--only", "-k", help="Part of the names of those to run.")] = None,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, max=64, help="How many run at the same time.")] = 4,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write the results here, as JUnit's XML.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the results here, as JSON.")] = None,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Run scenarios against the agents of a running Sinas; without --record, --replay or --live, what has a recording
+    is replayed. Exits 1 if one fails, 2 if there is a mistake in one."""
+    from sinas_server.cli.agent_tests import command  # lazy: only this command tests
+
+    modes: list[Literal["record", "replay", "live"]] = []
+    modes += ["record"] if record else []
+    modes += ["replay"] if replay else []
+    modes += ["live"] if live else []
+    if len(modes) > 1:
+        fail("--record, --replay and --live exclude each other", 2)
+    wish = command.Wish(path=path, mode=modes[0] if modes else None, only=only, at_once=at_once, junit=junit, json=json)
+    scenarios = command.chosen(wish)
+    command.test(remote.connect(url, api_key), scenarios, wish)
 
 
 def main() -> None:

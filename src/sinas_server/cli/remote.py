@@ -32,7 +32,7 @@ class Server:
         except httpx2.HTTPError as error:
             fail(f"{self.url} does not answer: {error}. Is `sinas up` running?")
         if answer.is_error:
-            fail(f"{method} {path}: {answer.status_code} {_reason(answer.content)}")
+            fail(f"{method} {path}: {answer.status_code} {reason_of(answer.content)}")
         return answer
 
     @property
@@ -73,7 +73,8 @@ def _admin_key(path: Path) -> str:
         return ""
 
 
-def _reason(content: bytes) -> str:
+def reason_of(content: bytes) -> str:
+    """Why the server refused, from the body of its answer."""
     try:
         detail = orjson.loads(content).get("detail")
     except (orjson.JSONDecodeError, AttributeError):
@@ -201,7 +202,7 @@ def _events(server: Server, method: str, path: str, body: object = None) -> Iter
     try:
         with httpx2.stream(method, server.url + path, json=body, headers=server.headers, timeout=PATIENCE) as answer:
             if answer.is_error:
-                fail(f"{method} {path}: {answer.status_code} {_reason(answer.read())}")
+                fail(f"{method} {path}: {answer.status_code} {reason_of(answer.read())}")
             name = ""
             for line in answer.iter_lines():
                 if line.startswith("event: "):

@@ -58,6 +58,7 @@ class ModelCall:
     """One call of a model. `failed`: it came to no answer; `estimated`: its tokens are guessed.
 
     `guessed`: for how many tokens its request was taken, where that mattered.
+    `replayed`: nobody was asked, the answer comes from a recording; it costs nothing and counts nowhere.
     """
 
     payer: Payer
@@ -67,11 +68,16 @@ class ModelCall:
     failed: bool = False
     estimated: bool = False
     guessed: int = 0
+    replayed: bool = False
 
     @property
     def cost_usd(self) -> Decimal | None:
         """What it cost; None if no price is known, nothing if it failed."""
-        return Decimal(0) if self.failed else cost_of(self.provider.config, self.provider.model, self.usage)
+        return (
+            Decimal(0)
+            if self.failed or self.replayed
+            else cost_of(self.provider.config, self.provider.model, self.usage)
+        )
 
 
 def tokens_in(text: str) -> int:
@@ -172,7 +178,8 @@ def _values(call: ModelCall) -> dict[str, object]:
 
 async def record(db: Db, call: ModelCall) -> None:
     """Write the call down together with whatever else the transaction keeps. A step of a turn is written once."""
-    await (await db.connection()).execute(_RECORD, _values(call))
+    if not call.replayed:
+        await (await db.connection()).execute(_RECORD, _values(call))
 
 
 async def record_now(database: Database, call: ModelCall) -> None:
