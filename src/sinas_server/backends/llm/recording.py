@@ -164,7 +164,7 @@ def _part(part: Part, ids: Ids) -> JsonValue:
 
 def _media(part: MediaPart) -> JsonValue:
     """Media by what they are and a digest: a recording is no place for pictures."""
-    where = part.url if part.data_base64 is None else hashlib.sha256(part.data_base64.encode()).hexdigest()
+    where = part.url if part.data is None else hashlib.sha256(part.data).hexdigest()
     return {"kind": part.kind, "media_type": part.media_type, "filename": part.filename, "content": where}
 
 
