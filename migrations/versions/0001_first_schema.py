@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.Column("agent_namespace", sa.String(length=255), nullable=False),
         sa.Column("agent_name", sa.String(length=255), nullable=False),
         sa.Column("parent_chat_id", sa.Uuid(), nullable=True),
+        sa.Column("test_id", sa.Uuid(), nullable=True),
         sa.Column("title", sa.Text(), nullable=False),
         sa.Column("archived", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("session_key", sa.Text(), nullable=True),
@@ -600,6 +601,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("role_id", "permission_key", name="uq_role_permissions"),
     )
     op.create_table(
+        "test_chats",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("mode", sa.String(length=16), nullable=False),
+        sa.Column("stubs", sa.JSON(none_as_null=True), nullable=False),
+        sa.ForeignKeyConstraint(["id"], ["chats.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
         "turn_keys",
         sa.Column("user_id", sa.Uuid(), nullable=False),
         sa.Column("key", sa.String(length=255), nullable=False),
@@ -773,6 +782,16 @@ def upgrade() -> None:
     op.create_index("ix_queued_messages_chat", "queued_messages", ["chat_id", "seq"], unique=False)
     op.create_index("ix_queued_messages_turn", "queued_messages", ["turn_id"], unique=False)
     op.create_table(
+        "recorded",
+        sa.Column("test_id", sa.Uuid(), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("seq", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("asked", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("said", sa.JSON(none_as_null=True), nullable=False),
+        sa.ForeignKeyConstraint(["test_id"], ["test_chats.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("test_id", "fingerprint"),
+    )
+    op.create_table(
         "summaries",
         sa.Column("message_id", sa.Uuid(), nullable=False),
         sa.Column("chat_id", sa.Uuid(), nullable=False),
@@ -847,6 +866,7 @@ def downgrade() -> None:
     op.drop_table("tool_calls")
     op.drop_index("ix_summaries_chat", table_name="summaries")
     op.drop_table("summaries")
+    op.drop_table("recorded")
     op.drop_index("ix_queued_messages_turn", table_name="queued_messages")
     op.drop_index("ix_queued_messages_chat", table_name="queued_messages")
     op.drop_table("queued_messages")
@@ -888,6 +908,7 @@ def downgrade() -> None:
     op.drop_index("ix_turn_keys_created", table_name="turn_keys")
     op.drop_index("ix_turn_keys_chat", table_name="turn_keys")
     op.drop_table("turn_keys")
+    op.drop_table("test_chats")
     op.drop_table("role_permissions")
     op.drop_index("uq_resource_versions", table_name="resource_versions")
     op.drop_table("resource_versions")
