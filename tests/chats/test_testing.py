@@ -7,7 +7,8 @@ from sqlalchemy import func, select
 
 from sinas_server.backends.llm import Answer, ProviderError, TextDelta, ToolCall, Usage
 from sinas_server.chats.delegate import AgentTools
-from sinas_server.chats.tables import ChatRow, RecordedRow
+from sinas_server.chats.tables import ChatRow
+from sinas_server.chats.testing_tables import RecordedRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.providers.tables import UsageRow
 from tests.chats.conftest import CountingTools, Declare, Event, Json, get_chat, stream, text_of, working

@@ -57,10 +57,10 @@ class Objects:
         made = await self._post(self.admin, "/api/v1/dependencies", {"package_name": self.name()})
         return {"dependency_id": made["id"]}
 
-    async def provider(self) -> Places:
+    async def provider(self, default: str = "Hello.") -> Places:
         name = self.name()
         rules = [{"when": {"contains": "danger"}, "call": [{"tool": f"default/{name}"}]}]
-        body = {"name": name, "provider_type": "scripted", "config": {"rules": rules, "default": "Hello."}}
+        body = {"name": name, "provider_type": "scripted", "config": {"rules": rules, "default": default}}
         made = await self._post(self.admin, "/api/v1/llm-providers", body)
         return {"name": name, "version": "1", "id": made["id"]}
 
@@ -113,13 +113,9 @@ class Objects:
         return {**places, "message_id": messages[0]["id"]}
 
     async def tested_chat(self) -> Places:
-        """A chat to test an agent in, whose model finds everything good."""
-        name = self.name()
-        config = {"default": '{"passed": true, "reason": "It is."}'}
-        provider = {"name": name, "provider_type": "scripted", "config": config}
-        made = await self._post(self.admin, "/api/v1/llm-providers", provider)
-        await self._post(self.owner, "/api/v1/agents", {"name": name, "llm_provider_id": made["id"]})
-        return {"chat_id": (await self._post(self.owner, f"/agents/default/{name}/test-chats", {}))["id"]}
+        made = await self.provider('{"passed": true, "reason": "It is."}')
+        await self._post(self.owner, "/api/v1/agents", {"name": made["name"], "llm_provider_id": made["id"]})
+        return {"chat_id": (await self._post(self.owner, f"/agents/default/{made['name']}/test-chats", {}))["id"]}
 
     async def stopped_chat(self) -> Places:
         places = await self.chat("danger")

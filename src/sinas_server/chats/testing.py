@@ -28,7 +28,8 @@ from sinas_server.backends.llm.recording import (
     unlike,
 )
 from sinas_server.chats.ask import ask
-from sinas_server.chats.tables import ChatRow, RecordedRow, TestChatRow
+from sinas_server.chats.tables import ChatRow
+from sinas_server.chats.testing_tables import RecordedRow, TestChatRow
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError
 from sinas_server.kernel.runtime import Runtime

@@ -14,8 +14,9 @@ from sinas_server.chats.chat import Wanted, chat_agent, create_chat, find_chat, 
 from sinas_server.chats.path import read_path
 from sinas_server.chats.prepare import usable_agent
 from sinas_server.chats.routes import ChatId
-from sinas_server.chats.tables import MessageRow, TestChatRow
+from sinas_server.chats.tables import MessageRow
 from sinas_server.chats.testing import ChatTest, Exchange, Mode, Stub, keep, recording_of, test_of
+from sinas_server.chats.testing_tables import TestChatRow
 from sinas_server.chats.views import AgentName, ChatResponse, Namespace
 from sinas_server.kernel import store
 from sinas_server.kernel.errors import NotFoundError, SinasError
