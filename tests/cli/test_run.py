@@ -57,7 +57,7 @@ def test_a_failure_shows_the_traceback_and_a_limit_its_value(at: Path) -> None:
         (("missing.py",), "cannot be read"),
         (("broken.py",), "Syntax error in line 1"),
         (("order.py", "--input", "[1]"), "--input: must be a JSON object"),
-        (("order.py", "--input", "{"), "--input: JSON decode error"),
+        (("order.py", "--input", "{"), "--input: unexpected end of data"),
         (("order.py", "--context", "@missing"), "--context: "),
         (("order.py", "--egress", "everything"), "everything"),
         (("order.py", "--with", "a b"), "the packages cannot be had"),

@@ -19,7 +19,7 @@ def parse(body: bytes) -> JsonValue:
     try:
         value = cast(JsonValue, orjson.loads(body))
     except orjson.JSONDecodeError as error:
-        raise BadJsonError(f"JSON decode error: {error}") from error
+        raise BadJsonError(str(error)) from error
     if b"\\u0000" in body and has_nul(value):
         raise BadJsonError("NUL characters (\\u0000) cannot be stored")
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
