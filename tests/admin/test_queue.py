@@ -10,12 +10,12 @@ from typing import cast
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from sinas_server.backends.embedded.process import descendants
 from sinas_server.backends.sandbox.native.sandbox import NativeSandbox
 from sinas_server.chats.start import Asked, say_now
-from sinas_server.chats.tables import TurnRow
+from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.identity.resolve import Principal, act_for
 from sinas_server.kernel.heartbeat import LIFE_SECONDS, Load, PoolStats, beating, read_heartbeats
@@ -228,6 +228,21 @@ async def test_canceling_kills_what_runs(
             await asyncio.sleep(0.02)
     row = (await user.http.get(f"/executions/{execution}")).json()
     assert (row["status"], row["attempt"]) == ("CANCELLED", 1)
+
+
+async def test_a_turn_is_stopped_while_its_worker_writes(runtime: Runtime, admin: Person) -> None:
+    turn_id = (await waiting_turn(runtime, admin))["job_id"]
+    await runtime.database.rows(update(TurnRow).values(status="RUNNING"))
+    blocked = text("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+    async with runtime.database.unit() as db:  # a step of the worker locks the turn, and then its chat
+        await db.execute(select(TurnRow.id).where(TurnRow.id == UUID(turn_id)).with_for_update())
+        stopping = asyncio.create_task(admin.http.post(f"/api/v1/queue/jobs/{turn_id}/cancel"))
+        while not await runtime.database.rows(blocked):
+            await asyncio.sleep(0.01)
+        await db.execute(update(ChatRow).values(title="Renamed"))
+    assert (await stopping).status_code == 200
+    [turn] = await runtime.database.rows(select(TurnRow.status))
+    assert turn.status == "CANCELLED"
 
 
 async def test_stuck_jobs_are_those_running_for_two_hours(

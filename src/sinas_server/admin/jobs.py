@@ -9,8 +9,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, literal_column, select
 from sqlalchemy.orm import defer
 
+from sinas_server.chats.ending import Ending, end_open
 from sinas_server.chats.queued import withdraw_turn
-from sinas_server.chats.stop import await_stop, stop_turn
+from sinas_server.chats.record import locked_turn
+from sinas_server.chats.stop import await_stop
 from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.chats.tables import Status as TurnStatus
 from sinas_server.functions.cancel import cancel_executions
@@ -170,17 +172,17 @@ async def cancel_job(runtime: Runtime, job_id: UUID) -> None:
 
 async def _stop(db: Db, runtime: Runtime, turn_id: UUID) -> bool:
     """Stop a turn; whether that was all there is to do, as it had not begun."""
-    turn = await db.get(TurnRow, turn_id)
+    seen = (await db.execute(select(TurnRow.status, TurnRow.chat_id).where(TurnRow.id == turn_id))).one_or_none()
+    if seen is not None and seen.status in (TurnStatus.QUEUED, TurnStatus.SUSPENDED):  # else a worker locks the turn first
+        chat = await db.scalar(select(ChatRow).where(ChatRow.id == seen.chat_id).with_for_update())
+        if chat is not None and await withdraw_turn(db, runtime, chat, turn_id):
+            return True
+    turn = await locked_turn(db, turn_id)
     if turn is None:
         raise NotFoundError("no such job")
-    # A chat has one open turn at most, which is found and stopped under the lock of the chat.
-    chat = await db.scalar(select(ChatRow).where(ChatRow.id == turn.chat_id).with_for_update())
-    await db.refresh(turn)
     if turn.finished_at is not None:
         raise ConflictError(f"the job has ended already: it is {AGENTS.states[turn.status]}")
-    if chat is not None and await withdraw_turn(db, runtime, chat, turn.id):
-        return True
-    await stop_turn(db, runtime, turn.chat_id)
+    await end_open(db, runtime, turn, Ending(TurnStatus.CANCELLED))
     return False
 
 

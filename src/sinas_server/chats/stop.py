@@ -11,7 +11,7 @@ from sinas_server.chats.live import send_end
 from sinas_server.chats.record import read_channel, read_segment, read_turn
 from sinas_server.chats.send import wait_turn
 from sinas_server.chats.start import open_turn
-from sinas_server.chats.tables import Status, TurnRow
+from sinas_server.chats.tables import ChatRow, Status, TurnRow
 from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
@@ -23,6 +23,9 @@ SWEEP_SECONDS = 5.0
 
 async def stop_turn(db: Db, runtime: Runtime, chat_id: UUID) -> TurnRow | None:
     """Cancel the chat's open turn, if there is one: its row before, for `await_stop` after this transaction."""
+    suspended = (TurnRow.chat_id == chat_id, TurnRow.status == Status.SUSPENDED)
+    if await db.scalar(select(TurnRow.id).where(*suspended).limit(1)) is not None:  # as whoever decides locks them
+        await db.execute(select(ChatRow.id).where(ChatRow.id == chat_id).with_for_update())
     turn = await open_turn(db, chat_id)
     if turn is not None:
         await end_open(db, runtime, turn, Ending(Status.CANCELLED))
