@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sinas_server.chats.delegate import AgentTools
 from sinas_server.chats.waits import WAITS_LOOP
 from sinas_server.functions.tools import FunctionTools
 from sinas_server.kernel.job import Worker
@@ -28,7 +29,7 @@ RULES: list[Json] = [
 
 @pytest.fixture
 def runtime(runtime: Runtime) -> Runtime:
-    return dataclasses.replace(runtime, toolsets=(FunctionTools(),))
+    return dataclasses.replace(runtime, toolsets=(FunctionTools(), AgentTools()))
 
 
 @pytest.fixture
@@ -97,3 +98,24 @@ async def test_the_user_answers_at_the_execution(runtime: Runtime, user: Person,
     assert await answer_of(runtime, user, chat_id) == "Painted blue/2"
     late = await user.http.post(f"/chats/{chat_id}/pending-input/{call_of(events)}", json={"answer": "red"})
     assert late.status_code == 409
+
+
+async def test_a_called_agents_function_asks_in_the_users_chat(
+    runtime: Runtime, user: Person, painter: str, declare: Declare
+) -> None:
+    tool = "call_agent_default__painter"
+    rules: list[Json] = [
+        {"when": {"contains": "house"}, "call": [{"tool": tool, "arguments": {"message": "paint"}}]},
+        {"when": {"after_tool": tool}, "answer": "Done: {{ results." + tool + " }}"},
+    ]
+    chat_id = await open_chat(user, await declare("foreman", rules, enabled_agents=[painter]))
+    assert "input_required" in names(await stream(user, chat_id, "house"))
+    for answer in ("green", "3"):
+        while not (questions := await pending(user, chat_id)):
+            continue
+        path = f"/chats/{chat_id}/pending-input/{questions[0]['tool_call_id']}"
+        said = await user.http.post(path, json={"answer": answer}, timeout=60)
+        assert said.status_code == 202, said.text
+        while await pending(user, chat_id) == questions:
+            continue
+    assert "Painted green/3" in await answer_of(runtime, user, chat_id)

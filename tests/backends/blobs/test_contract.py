@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from sinas_server.backends.blobs import BlobMissingError, Blobs, BlobStoreError, BlobTooLargeError
 from sinas_server.backends.blobs.disk import PIECE, STAGING, DiskBlobs
 
-BYTES = os.urandom(3 * PIECE + 17)
+BYTES = hashlib.shake_256(b"a blob").digest(3 * PIECE + 17)  # the same in every process: tests are named by its key
 KEY = hashlib.sha256(BYTES).hexdigest()
 OPEN: dict[str, Callable[[Path], Blobs]] = {"disk": DiskBlobs}
 
