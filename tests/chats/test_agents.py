@@ -194,7 +194,7 @@ async def test_stopping_the_parent_stops_the_children(
     while not tools.ran:
         await asyncio.sleep(0.01)
     stopped = await user.http.post(f"/chats/{chat_id}/stop")
-    assert stopped.json() == {"status": "stopped"}
+    assert stopped.json() == {"status": "stopped", "withdrawn": 0}
     assert (await streaming)[-1].data["status"] == "cancelled"
     [child] = await children(user, chat_id)
     while (turn := (await get_chat(user, child["id"]))["last_turn"])["status"] != "CANCELLED":

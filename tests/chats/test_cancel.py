@@ -65,7 +65,7 @@ async def test_a_stop_kills_it(
     runtime: Runtime, admin: Person, user: Person, declare: Declare, worker: None, functions: Worker[Any]
 ) -> None:
     chat_id, streaming = await sleeping(runtime, admin, user, declare)
-    assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "stopped"}
+    assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "stopped", "withdrawn": 0}
     assert (await streaming)[-1].data["status"] == "cancelled"
     await gone(runtime, functions)
 

@@ -32,7 +32,7 @@ async def test_a_chat_has_every_field_clients_read(user: Person, declare: Declar
     for field in ("session_key", "expires_at", "active_channel_id", "last_message_at"):
         assert chat[field] is None
     shown = await get_chat(user, chat["id"])
-    assert shown == {**chat, "messages": [], "pending_approvals": [], "last_turn": None}
+    assert shown == {**chat, "messages": [], "pending_approvals": [], "queued": [], "last_turn": None}
     assert (await user.http.get(f"/chats/{chat['id']}/messages")).json() == []
 
 

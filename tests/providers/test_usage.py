@@ -114,7 +114,7 @@ async def test_who_stops_an_answer_pays_for_what_was_said(
         while not (fake.requests and fake.requests[0].held):
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.2)
-        assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "stopped"}
+        assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "stopped", "withdrawn": 0}
         await asking
     totals = (await usage(admin))["totals"]
     assert (totals["calls"], totals["estimated_calls"]) == (1, 1)

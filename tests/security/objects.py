@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 from uuid import UUID, uuid4
 
 from sqlalchemy import insert, update
@@ -33,6 +33,8 @@ class Objects:
     stranger: Person
     """Someone that is put into roles."""
     agents: list[Places] = field(default_factory=list)
+    busy: ClassVar[list[tuple[Person, str]]] = []
+    """Chats with a turn that does not end: one at a time, whoever it is made for, as each takes a slot of the worker."""
 
     def name(self) -> str:
         return f"x{uuid4().hex[:12]}"
@@ -139,6 +141,9 @@ class Objects:
 
     async def queued_message(self) -> Places:
         """A message that waits behind a turn that does not end."""
+        while self.busy:
+            owner, before = self.busy.pop()
+            await owner.http.post(f"{before}/stop?withdraw=true")
         name = self.name()
         config = {"default": "so " * 4000, "delay_ms": 1000}
         made = await self._post(
@@ -147,6 +152,7 @@ class Objects:
         await self._post(self.owner, "/api/v1/agents", {"name": name, "llm_provider_id": made["id"]})
         begun = await self._post(self.owner, f"/agents/default/{name}/chats/batch", {"inputs": [{"message": "go"}]})
         url = f"/chats/{begun['chat_ids'][0]}"
+        self.busy.append((self.owner, url))
         sending = asyncio.create_task(self.owner.http.post(f"{url}/messages", json={"content": "and?"}, timeout=60))
         while not (queued := (await self.owner.http.get(url)).json()["queued"]):
             await asyncio.sleep(0.01)
