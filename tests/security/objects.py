@@ -34,7 +34,7 @@ class Objects:
     """Someone that is put into roles."""
     agents: list[Places] = field(default_factory=list)
     busy: ClassVar[list[tuple[Person, str]]] = []
-    """Chats with a turn that does not end: one at a time, whoever it is made for, as each takes a slot of the worker."""
+    """Chats with a turn that does not end: one at a time, for whomever, as each takes a slot of the worker."""
 
     def name(self) -> str:
         return f"x{uuid4().hex[:12]}"

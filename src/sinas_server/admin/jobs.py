@@ -173,7 +173,8 @@ async def cancel_job(runtime: Runtime, job_id: UUID) -> None:
 async def _stop(db: Db, runtime: Runtime, turn_id: UUID) -> bool:
     """Stop a turn; whether that was all there is to do, as it had not begun."""
     seen = (await db.execute(select(TurnRow.status, TurnRow.chat_id).where(TurnRow.id == turn_id))).one_or_none()
-    if seen is not None and seen.status in (TurnStatus.QUEUED, TurnStatus.SUSPENDED):  # else a worker locks the turn first
+    # Where no worker has the turn, the chat is locked first, as by those who decide and withdraw.
+    if seen is not None and seen.status in (TurnStatus.QUEUED, TurnStatus.SUSPENDED):
         chat = await db.scalar(select(ChatRow).where(ChatRow.id == seen.chat_id).with_for_update())
         if chat is not None and await withdraw_turn(db, runtime, chat, turn_id):
             return True

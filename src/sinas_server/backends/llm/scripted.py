@@ -210,7 +210,8 @@ def _sources(rule: Rule) -> list[str]:
     found = [] if rule.answer is None else [rule.answer]
     for call in rule.call:
         for source in _strings(call.arguments):
-            found += filter(None, (source, _typed(source)))
+            typed = _typed(source)
+            found += [source] if typed is None else [source, typed]
     return found
 
 
