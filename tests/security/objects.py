@@ -59,10 +59,10 @@ class Objects:
         made = await self._post(self.admin, "/api/v1/dependencies", {"package_name": self.name()})
         return {"dependency_id": made["id"]}
 
-    async def provider(self, default: str = "Hello.") -> Places:
+    async def provider(self, default: str = "Hello.", **config: object) -> Places:
         name = self.name()
         rules = [{"when": {"contains": "danger"}, "call": [{"tool": f"default/{name}"}]}]
-        body = {"name": name, "provider_type": "scripted", "config": {"rules": rules, "default": default}}
+        body = {"name": name, "provider_type": "scripted", "config": {"rules": rules, "default": default, **config}}
         made = await self._post(self.admin, "/api/v1/llm-providers", body)
         return {"name": name, "version": "1", "id": made["id"]}
 
@@ -144,11 +144,8 @@ class Objects:
         while self.busy:
             owner, before = self.busy.pop()
             await owner.http.post(f"{before}/stop?withdraw=true")
-        name = self.name()
-        config = {"default": "so " * 4000, "delay_ms": 1000}
-        made = await self._post(
-            self.admin, "/api/v1/llm-providers", {"name": name, "provider_type": "scripted", "config": config}
-        )
+        made = await self.provider("so " * 4000, delay_ms=1000)
+        name = made["name"]
         await self._post(self.owner, "/api/v1/agents", {"name": name, "llm_provider_id": made["id"]})
         begun = await self._post(self.owner, f"/agents/default/{name}/chats/batch", {"inputs": [{"message": "go"}]})
         url = f"/chats/{begun['chat_ids'][0]}"
@@ -161,13 +158,10 @@ class Objects:
 
     async def asking_chat(self) -> Places:
         """A chat whose agent has asked its user something."""
-        name = self.name()
-        config = {"rules": [{"call": [{"tool": "askUser", "arguments": {"question": "Well?"}}]}]}
-        provider = {"name": name, "provider_type": "scripted", "config": config}
-        made = await self._post(self.admin, "/api/v1/llm-providers", provider)
-        body = {"name": name, "llm_provider_id": made["id"], "system_tools": ["askUser"]}
+        made = await self.provider(rules=[{"call": [{"tool": "askUser", "arguments": {"question": "Well?"}}]}])
+        body = {"name": made["name"], "llm_provider_id": made["id"], "system_tools": ["askUser"]}
         await self._post(self.owner, "/api/v1/agents", body)
-        chat = await self._post(self.owner, f"/agents/default/{name}/chats", {})
+        chat = await self._post(self.owner, f"/agents/default/{made['name']}/chats", {})
         said = await self._post(self.owner, f"/chats/{chat['id']}/messages", {"content": "go"})
         return {"chat_id": chat["id"], "tool_call_id": said["pending_inputs"][0]["tool_call_id"]}
 
