@@ -32,6 +32,7 @@ class CountingTools:
         """Set: a call waits for it."""
 
     async def get_tools(self, runtime: Runtime, caller: Caller, agent: AgentContext) -> list[Tool]:
+        templates = cast(dict[str, str], agent.enabled["status_templates"])
         return [
             Tool(
                 name=target.replace("/", "__"),
@@ -40,7 +41,7 @@ class CountingTools:
                 toolset=self.name,
                 target=target,
                 requires_approval="danger" in target,
-                status="Looking at {{ n }}" if target.endswith("look") else None,
+                status=templates.get(target) or ("Looking at {{ n }}" if target.endswith("look") else None),
             )
             for target in cast(list[str], agent.enabled["enabled_functions"])
         ]

@@ -2,11 +2,12 @@
 
 import asyncio
 import re
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import cast
 
 import orjson
+import structlog
 from pydantic import JsonValue
 
 from sinas_server.backends.llm import Answer, ToolCall
@@ -22,8 +23,9 @@ from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.fill import fill
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import CallIdentity, Tool, ToolResult, Toolset, Wait, Waiting
-from sinas_server.kit.jinja import TemplateRenderError
+from sinas_server.kit.jinja import TemplateRenderError, TemplateStoppedError
 
+log = structlog.get_logger()
 NOT_APPROVED = "The user did not approve this call, so it was not carried out."
 NOT_DECIDED = "The user did not decide on this call in time, so it was not carried out."
 ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -43,45 +45,61 @@ def tool_key(tool: Tool) -> str:
     return f"{tool.toolset}:{tool.target}"
 
 
-async def as_calls(runtime: Runtime, prepared: Prepared, answer: Answer) -> tuple[Call, ...]:
+async def as_calls(runtime: Runtime, prepared: Prepared, journal: Journal, answer: Answer) -> tuple[Call, ...]:
     """The calls of an answer as they are journaled, before any is carried out."""
-    return tuple([await _as_call(runtime, prepared, index, call) for index, call in enumerate(answer.tool_calls)])
+    tools, calls = prepared.prompt.tools, list[Call]()
+    earlier = [call for known in journal.segment.answers.values() for call in known.calls]
+    for index, wanted in enumerate(answer.tool_calls):
+        tool = tools.get(wanted.name)
+        if tool is not None and tool.status in _given_up(tools, [*earlier, *calls]):
+            tool = replace(tool, status=None)
+        calls.append(await _as_call(runtime, prepared, index, wanted, tool))
+    return tuple(calls)
 
 
-async def _as_call(runtime: Runtime, prepared: Prepared, index: int, wanted: ToolCall) -> Call:
-    tool = prepared.prompt.tools.get(wanted.name)
+def _given_up(tools: Mapping[str, Tool], calls: Iterable[Call]) -> set[str | None]:
+    """The status templates that were stopped in this turn: those of tools that were journaled without."""
+    return {tools[call.name].status for call in calls if call.name in tools and not (call.tool or {}).get("status")}
+
+
+async def _as_call(runtime: Runtime, prepared: Prepared, index: int, wanted: ToolCall, tool: Tool | None) -> Call:
     call = Call(
         index=index,
         id=wanted.id if ID.fullmatch(wanted.id) else "",
         name=cleaned(wanted.name),
         arguments=cleaned(wanted.arguments) or "{}",
-        tool=None if tool is None else cast(dict[str, JsonValue], asdict(tool)),
+        tool=None,
         description="",
         status=CallStatus.PENDING,
         requires_approval=False,
     )
-    arguments = call.parsed()
-    if tool is None or arguments is None:
+    if tool is None:
         return call
-    asks = tool.requires_approval and tool_key(tool) not in prepared.always_allowed
-    return Call(
-        index=index,
-        id=call.id,
-        name=call.name,
-        arguments=call.arguments,
-        tool=call.tool,
-        description=await _status(runtime, tool, arguments),
-        status=CallStatus.WAITING if asks else CallStatus.PENDING,
-        requires_approval=asks,
-        waits_for=Wait.APPROVAL if asks else None,
-    )
+    arguments = call.parsed()
+    if arguments is None:
+        return replace(call, tool=_stored(tool))
+    tool, description = await _with_status(runtime, tool, arguments)
+    call = replace(call, tool=_stored(tool), description=description)
+    if tool.requires_approval and tool_key(tool) not in prepared.always_allowed:
+        return replace(call, status=CallStatus.WAITING, requires_approval=True, waits_for=Wait.APPROVAL)
+    return call
 
 
-async def _status(runtime: Runtime, tool: Tool, arguments: dict[str, JsonValue]) -> str:
+def _stored(tool: Tool) -> dict[str, JsonValue]:
+    return cast(dict[str, JsonValue], asdict(tool))
+
+
+async def _with_status(runtime: Runtime, tool: Tool, arguments: dict[str, JsonValue]) -> tuple[Tool, str]:
+    """What is shown while it runs. A template that was stopped is taken from the tool: see `_given_up`."""
     if tool.status:
-        with suppress(TemplateRenderError, UnavailableError):
-            return (await fill(runtime, [tool.status], arguments))[0]
-    return f"Using {tool.target}"
+        try:
+            return tool, (await fill(runtime, [tool.status], arguments))[0]
+        except TemplateStoppedError as error:
+            log.warning("status template given up for this turn", tool=tool.target, error=str(error))
+            tool = replace(tool, status=None)
+        except (TemplateRenderError, UnavailableError):
+            pass
+    return tool, f"Using {tool.target}"
 
 
 async def carry_out(runtime: Runtime, prepared: Prepared, journal: Journal, channel: Channel) -> None:

@@ -234,7 +234,7 @@ class AgentLoop:
             problem = output_problem(prepared.prompt.agent, cleaned(answer.text))
             if problem is not None:
                 answer, call = await self._repaired(prepared, history, (answer, problem), speech)
-        text, calls = cleaned(answer.text), await as_calls(self.runtime, prepared, answer)
+        text, calls = cleaned(answer.text), await as_calls(self.runtime, prepared, self.journal, answer)
         if calls and self.journal.step >= settings.max_tool_iterations:
             raise TurnError(f"the agent called tools {self.journal.step} times in a row without coming to an answer")
         if calls and prepared.hooks.hold_answers:  # no hook sees what is said beside calls, and so does nobody

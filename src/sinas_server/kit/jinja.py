@@ -53,6 +53,10 @@ class TemplateRenderError(ValueError):
     """The template is malformed, uses an undefined name, or does something that is not allowed."""
 
 
+class TemplateStoppedError(TemplateRenderError):
+    """Rendering it took too long, or too much memory, and was stopped: trying again would be as expensive."""
+
+
 class _Generator(CodeGenerator):
     """Works out no constant expression while it compiles, as Jinja2 does with `{{ 10 ** 10 ** 10 }}`."""
 

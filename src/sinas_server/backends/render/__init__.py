@@ -26,6 +26,10 @@ class RenderFailedError(Exception):
         self.index = index
 
 
+class RenderStoppedError(RenderFailedError):
+    """Rendering took too long, or too much memory, and was stopped."""
+
+
 class RendererBusyError(Exception):
     """So many templates are being rendered that this one did not get its turn."""
 

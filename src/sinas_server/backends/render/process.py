@@ -12,7 +12,7 @@ from typing import cast
 import orjson
 from pydantic import JsonValue
 
-from sinas_server.backends.render import Part, RendererBusyError, RenderFailedError, child
+from sinas_server.backends.render import Part, RendererBusyError, RenderFailedError, RenderStoppedError, child
 from sinas_server.kit import jinja
 
 MEMORY_BYTES = 512 << 20
@@ -62,7 +62,7 @@ class ProcessRenderer:
                 return answer  # otherwise it had ended while it was idle
         answer = await self._ask_one(await self._start(), job)
         if not answer:
-            raise RenderFailedError(0, f"it was stopped; it may take no more than {MEMORY_BYTES >> 20} MB of memory")
+            raise RenderStoppedError(0, f"it was stopped; it may take no more than {MEMORY_BYTES >> 20} MB of memory")
         return answer
 
     async def _ask_one(self, process: Process, job: bytes) -> bytes:
@@ -78,7 +78,7 @@ class ProcessRenderer:
                 answer = await answers.readline()
             kept = answer.endswith(b"\n")
         except TimeoutError as error:
-            raise RenderFailedError(0, f"it takes longer than {self._seconds:g} seconds") from error
+            raise RenderStoppedError(0, f"it takes longer than {self._seconds:g} seconds") from error
         finally:
             if kept:
                 self._idle.append(process)
