@@ -1,6 +1,7 @@
 """What providers are sent on the wire over a whole chat: thinking they gave before, and a beginning that stays."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
@@ -9,6 +10,7 @@ import pytest
 from pydantic import JsonValue
 
 from sinas_server.kernel.runtime import Runtime
+from tests.chats.busy import in_a_call
 from tests.chats.conftest import CountingTools, Json, get_chat, open_chat, stream, text_of, working
 from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
 from tests.people import Person
@@ -29,9 +31,11 @@ async def fake() -> AsyncIterator[FakeLLM]:
 def declare(admin: Person, fake: FakeLLM) -> Made:
     """Creates an agent over a provider of a type: `await declare("anthropic", **fields of the agent)`."""
 
-    async def create(provider: Provider, **fields: JsonValue) -> str:
+    async def create(provider: Provider, config: JsonValue = None, **fields: JsonValue) -> str:
         body = {"name": f"of-{provider}", "provider_type": provider, "default_model": "fake-large", "api_key": "key"}
-        made = await admin.http.post("/api/v1/llm-providers", json={**body, "api_endpoint": fake.endpoint(provider)})
+        made = await admin.http.post(
+            "/api/v1/llm-providers", json={**body, "api_endpoint": fake.endpoint(provider), "config": config or {}}
+        )
         assert made.status_code == 201, made.text
         agent = {"name": provider, "llm_provider_id": made.json()["id"], "enabled_functions": TOOLS, **fields}
         made = await admin.http.post("/api/v1/agents", json=agent)
@@ -128,3 +132,37 @@ async def test_each_request_begins_with_the_one_before_byte_by_byte(
                 assert later == earlier
     if provider == "anthropic":
         assert all('"cache_control"' in json.dumps(request.body["messages"][-1]) for request in fake.requests)
+
+
+@pytest.mark.parametrize("limit", ["messages", "tokens"])
+async def test_a_turn_longer_than_the_limit_keeps_all_that_the_user_said_and_no_result_without_its_call(
+    runtime: Runtime, user: Person, fake: FakeLLM, declare: Made, tools: CountingTools, limit: str
+) -> None:
+    few = runtime.settings.model_copy(update={"max_history_messages": 3 if limit == "messages" else 100})
+    config = {"context_window": 4500} if limit == "tokens" else {}  # of which the answer takes 4096
+    chat_id = await open_chat(user, await declare("openai", config=config, max_tokens=4096))
+    fake.replies += [
+        Reply(tool_calls=[Call(name="shop__look", arguments=json.dumps({"n": n, "of": "x" * 2000}))]) for n in range(9)
+    ]
+    tools.hold = asyncio.Event()
+    async with working(dataclasses.replace(runtime, settings=few)):
+        events = asyncio.create_task(stream(user, chat_id, "the question"))
+        await in_a_call(tools)
+        body = {"content": "one thing more", "when_busy": "inject"}
+        sent = asyncio.create_task(user.http.post(f"/chats/{chat_id}/messages", json=body, timeout=60))
+        while not (await get_chat(user, chat_id))["queued"]:
+            await asyncio.sleep(0.01)
+        tools.hold.set()
+        await events
+        await sent
+    assert len(fake.requests) == 10
+    steps = []
+    for request in fake.requests[1:]:
+        messages = request.body["messages"]
+        said = [message["content"] for message in messages if message["role"] == "user"]
+        assert [json.dumps(content).count("question") for content in said] == [1, 0]
+        called = [call["id"] for message in messages for call in message.get("tool_calls") or ()]
+        assert called == [message["tool_call_id"] for message in messages if message["role"] == "tool"]
+        steps.append(len(called))
+    assert max(steps) < 5
+    assert min(steps) >= 1

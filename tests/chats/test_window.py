@@ -19,6 +19,7 @@ from sinas_server.chats.window import MEDIA_TOKENS, Window, fitting, tokens_of
 TEN = "x" * 40
 MADE: dict[str, Message] = {
     "u": UserMessage((TextPart(TEN),)),
+    "i": UserMessage((TextPart(TEN),), injected=True),
     "a": AssistantMessage(TEN),
     "c": AssistantMessage("", (ToolCall("1", "look", TEN),)),
     "t": ToolMessage("1", "look", TEN),
@@ -35,6 +36,11 @@ MADE: dict[str, Message] = {
         ("uauctct", 50, "uctct"),
         ("uauctct", 49, "uct"),
         ("uuctctt", 39, "uctt"),
+        ("uauctict", 60, "uctict"),
+        ("uauctict", 59, "uict"),
+        ("uauctict", 1, "uict"),
+        ("uaucti", 1, "ucti"),
+        ("uauctctia", 59, "uctia"),
         ("u", 1, "u"),
         ("aa", 1, "aa"),
     ],

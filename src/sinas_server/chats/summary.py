@@ -191,7 +191,7 @@ def exchanges_of(rows: Sequence[Said]) -> list[Exchange]:
     """The messages, each of a user with what follows it."""
     found: list[Exchange] = []
     for row in rows:
-        if row.role == "user" or not found:
+        if row.begins or not found:
             found.append([])
         found[-1].append(row)
     return found

@@ -59,7 +59,7 @@ def _lacks(message: Message) -> bool:
 async def _supplied(runtime: Runtime, message: Message) -> Message:
     if not isinstance(message, UserMessage):
         return message
-    return UserMessage(tuple([await _with_bytes(runtime, part) for part in message.parts]))
+    return replace(message, parts=tuple([await _with_bytes(runtime, part) for part in message.parts]))
 
 
 async def _with_bytes(runtime: Runtime, part: Part) -> Part:

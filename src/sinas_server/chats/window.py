@@ -77,7 +77,7 @@ class Window:
 def fitting(history: Sequence[Message], most: int) -> list[Message]:
     """The newest exchanges that take at most so many tokens, a call never without its results.
 
-    Where the current exchange alone takes more: what the user said, and the newest steps; at least the last one.
+    Where the current exchange alone takes more: all that the user said, and the newest steps; at least the last one.
     """
     steps: list[list[Message]] = []
     for message in history:
@@ -86,18 +86,22 @@ def fitting(history: Sequence[Message], most: int) -> list[Message]:
         else:
             steps.append([message])
     sizes = [sum(map(tokens_of, step)) for step in steps]
-    asked = [index for index, step in enumerate(steps) if isinstance(step[0], UserMessage)]
+    asked = [index for index, step in enumerate(steps) if isinstance(step[0], UserMessage) and not step[0].injected]
     if not asked:
         return list(history)
     starts = [start for start in asked if sum(sizes[start:]) <= most]
     if starts:
         near = [start for start in starts[:-1] if sum(sizes[start:]) > most * 3 // 4] if starts != asked else []
         return _joined(steps[min(near, key=lambda start: _mark(steps[start][0]), default=starts[0]) :])
-    last = asked[-1]
-    for start in range(last + 1, len(steps)):
-        if sizes[last] + sum(sizes[start:]) <= most:
-            return _joined([steps[last], *steps[start:]])
-    return _joined([steps[last], *steps[last + 1 :][-1:]])
+    own = steps[asked[-1] :]
+    last = max((index for index, step in enumerate(own) if not isinstance(step[0], UserMessage)), default=0)
+    kept, size = list[list[Message]](), sum(sizes[asked[-1] :])
+    for index, step in enumerate(own):
+        if size <= most or index == last or isinstance(step[0], UserMessage):
+            kept.append(step)
+        else:
+            size -= sizes[asked[-1] + index]
+    return _joined(kept)
 
 
 def _mark(message: Message) -> int:

@@ -60,6 +60,8 @@ class UserMessage:
     """What the user said."""
 
     parts: tuple[Part, ...]
+    injected: bool = False
+    """Whether it was said into an exchange that had begun; models are not told."""
 
 
 @dataclass(frozen=True)
