@@ -1,5 +1,6 @@
 """The scripted model: rules, templates, and the same bytes for the same request."""
 
+import asyncio
 from collections.abc import Mapping
 
 import pytest
@@ -205,3 +206,15 @@ def test_the_rules_describe_themselves() -> None:
 )
 def test_names_as_they_are_sent(tool: str, sent: str) -> None:
     assert sent_name(tool) == sent
+
+
+async def test_a_pattern_that_backtracks_for_ever_fails_its_turn_and_stops_nobody() -> None:
+    endless = model({"rules": [{"when": {"regex": "(x+x+)+y"}, "answer": "Never."}], "default": "Done."})
+    failing = asyncio.create_task(failure(endless, turn("x" * 5000)))
+    beats = 0
+    while not failing.done():
+        await asyncio.sleep(0.01)
+        beats += 1
+    assert beats > 1  # others ran meanwhile
+    assert "rules.0 failed: its regex takes more than 1 s" in str(await failing)
+    assert (await collect(endless, turn("x")))[1].text == "Done."

@@ -24,8 +24,10 @@ import json
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Final
 
+import regex
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from sinas_server.backends.llm import (
@@ -50,6 +52,7 @@ from sinas_server.kit import jinja
 
 LABEL: Final = "scripted offline model (for demos and tests)"
 MODEL_NAME: Final = "scripted"
+MATCH_SECONDS: Final = 1.0
 _EXPRESSION = re.compile(r"\s*\{\{-?(?P<expression>(?:(?!\{\{|\}\}).)+?)-?\}\}\s*", re.DOTALL)
 
 
@@ -80,8 +83,8 @@ def _strings(value: JsonValue) -> Iterator[str]:
 
 def _check_regex(pattern: str) -> str:
     try:
-        re.compile(pattern)
-    except re.error as error:
+        regex.compile(pattern)
+    except regex.error as error:
         raise ValueError(f"not a regular expression: {error}") from error
     return pattern
 
@@ -98,7 +101,8 @@ class When(_Strict):
 
     contains: str | None = Field(default=None, min_length=1, description="Text in the user's message, in any case.")
     regex: Annotated[str, AfterValidator(_check_regex)] | None = Field(
-        default=None, description="A Python regular expression found in the user's message."
+        default=None,
+        description="A regular expression, in Python's syntax, found in the user's message.",
     )
     after_tool: str | None = Field(
         default=None, min_length=1, description="A tool (`namespace/name`) whose result has just come back."
@@ -168,8 +172,8 @@ class _Turn:
         text = "\n\n".join(part.text for part in parts if isinstance(part, TextPart))
         return cls(text, tuple(last), results, every)
 
-    def groups(self, when: When) -> dict[str, str | None] | None:
-        """The named groups if the condition holds, else None."""
+    async def groups(self, when: When) -> dict[str, str | None] | None:
+        """The named groups if the condition holds, else None. Raises `TimeoutError`."""
         if bool(self.last) != (when.after_tool is not None):
             return None
         if when.after_tool is not None and not any(_same(when.after_tool, result.name) for result in self.last):
@@ -178,7 +182,9 @@ class _Turn:
             return None
         if when.regex is None:
             return {}
-        found = re.search(when.regex, self.message)
+        # Patterns may backtrack for ever: in a thread, which lets others run.
+        match = partial(regex.search, when.regex, self.message, timeout=MATCH_SECONDS, concurrent=True)
+        found = await asyncio.to_thread(match)
         return found.groupdict() if found else None
 
 
@@ -275,7 +281,11 @@ class ScriptedModel:
         }
         rule, where = Rule(answer=self._rules.default), "default"
         for index, candidate in enumerate(self._rules.rules):
-            groups = turn.groups(candidate.when)
+            try:
+                groups = await turn.groups(candidate.when)
+            except TimeoutError as error:
+                told = f"regex takes more than {MATCH_SECONDS:g} s to look through the message"
+                raise ProviderError(f"the scripted model's rules.{index} failed: its {told}") from error
             if groups is not None:
                 rule, where, variables["groups"] = candidate, f"rules.{index}", dict(groups)
                 break
