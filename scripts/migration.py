@@ -3,6 +3,7 @@
 Until the first release there is one migration, `0001`, and `--first` writes it anew.
 """
 
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -35,6 +36,8 @@ def main() -> None:
             migrate(config.attributes["url"])
         message = "First schema" if first else name
         command.revision(config, message=message, autogenerate=True, rev_id=number)
+    for step in (["check", "--fix", "--quiet"], ["format", "--quiet"]):
+        subprocess.run([sys.executable, "-m", "ruff", *step, str(versions)], check=True)
 
 
 if __name__ == "__main__":
