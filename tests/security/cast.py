@@ -66,9 +66,12 @@ class Cast:
     stranger: Person
     everything: str
     """An administrator's key for everything."""
+    busy: list[tuple[Person, str]] = dataclasses.field(default_factory=list)
+    """See `Objects.busy`."""
 
     def objects(self, column: str) -> Objects:
-        return Objects(self.runtime, self.admin, self.user if column == "owner" else self.admin, self.stranger)
+        owner = self.user if column == "owner" else self.admin
+        return Objects(self.runtime, self.admin, owner, self.stranger, busy=self.busy)
 
     async def tokens(self, column: str, needs: list[str]) -> list[str]:
         """The credentials of a sort of callers."""

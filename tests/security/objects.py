@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 from sqlalchemy import insert, update
@@ -33,8 +33,8 @@ class Objects:
     stranger: Person
     """Someone that is put into roles."""
     agents: list[Places] = field(default_factory=list)
-    busy: ClassVar[list[tuple[Person, str]]] = []
-    """Chats with a turn that does not end: one at a time, for whomever, as each takes a slot of the worker."""
+    busy: list[tuple[Person, str]] = field(default_factory=list)
+    """Chats with a turn that does not end: one at a time in a test, as each takes a slot of the worker."""
 
     def name(self) -> str:
         return f"x{uuid4().hex[:12]}"

@@ -57,8 +57,7 @@ async def test_every_route_with_the_token_of_an_administrators_function(everyone
     wrong: list[str] = []
     async with http_client(everyone.app) as http:
         for route in WITH_CREDENTIAL:
-            make = Objects(runtime, admin, admin, everyone.stranger)
-            answer = await Attempt(route, http).call(make, {"Authorization": f"Bearer {token}"})
+            answer = await Attempt(route, http).call(everyone.objects("admin"), {"Authorization": f"Bearer {token}"})
             if _is_barred(route):
                 is_right = answer.is_client_error or (route.startswith("GET ") and answer.json() == [])
             else:

@@ -206,7 +206,17 @@ async def test_the_machines_own_public_address_is_refused(monkeypatch: pytest.Mo
         await policy().addresses("public", "public.test", 5432)
 
 
-@pytest.mark.parametrize("entry", ["", ":80", "host:port"])
-def test_an_entry_that_is_not_a_host(entry: str) -> None:
-    with pytest.raises(ValueError, match=r"names no host|invalid literal"):
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("", "is no host name, address or network"),
+        (":80", "is no host name, address or network"),
+        ("http://host", "names no port after its colon"),
+        ("host:port", "names no port after its colon"),
+        ("host:65536", "names no port after its colon"),
+    ],
+)
+def test_an_entry_that_is_not_a_host(entry: str, problem: str) -> None:
+    with pytest.raises(ValueError) as raised:
         parse_rule(entry)
+    assert str(raised.value) == f"{entry!r} {problem}"
