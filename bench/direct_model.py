@@ -13,7 +13,7 @@ import uvloop
 
 from bench.model import CONFIG, MODEL, TEXT
 from sinas_server.backends.llm import Answer, LanguageModel, ModelRequest, ProviderConfig, TextPart, UserMessage
-from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.remote import RemoteModel
 
 REQUEST = ModelRequest(MODEL, (UserMessage((TextPart("Hello"),)),))
 
@@ -38,7 +38,7 @@ async def run(model: LanguageModel, callers: int, seconds: float) -> dict[str, f
 
 
 async def main(endpoint: str, callers: int) -> None:
-    model = open_model(ProviderConfig(CONFIG["provider_type"], CONFIG["api_key"], endpoint))
+    model = RemoteModel(ProviderConfig(CONFIG["provider_type"], CONFIG["api_key"], endpoint))
     await ask(model)  # the provider's library loads
     print("ready", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from sinas_server.backends.llm import ModelRequest, ProviderConfig, TextDelta, TextPart, UserMessage
-from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.remote import RemoteModel
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def url() -> Iterator[str]:
 
 async def asked(url: str, said: str) -> list[str]:
     """The pieces of the answer."""
-    model = open_model(ProviderConfig("openai", None, f"{url}/v1"))
+    model = RemoteModel(ProviderConfig("openai", None, f"{url}/v1"))
     request = ModelRequest("fake-large", (UserMessage((TextPart(said),)),))
     pieces = [event.text async for event in model.stream(request) if isinstance(event, TextDelta)]
     await model.close()

@@ -62,13 +62,13 @@ class Runtime:
     redis: Redis
     mailer: Mailer
     renderer: Renderer
+    models: ModelPool
     blobs: Blobs
     authenticate: Authenticate
     kinds: Mapping[str, Kind[Any]] = field(default_factory=dict)
     resources: tuple[AccessResource, ...] = ()
     """What permissions are about besides the kinds."""
     toolsets: tuple[Toolset, ...] = ()
-    models: ModelPool = field(default_factory=ModelPool)
     tasks: Mapping[str, TaskHandler] = field(default_factory=dict)
     departures: tuple[Departure, ...] = ()
     batch_members: tuple[BatchMembers, ...] = ()

@@ -7,7 +7,7 @@ import structlog
 from pydantic import JsonValue, SecretStr
 
 from sinas_server.backends.llm import ProviderConfig, ProviderError
-from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.remote import RemoteModel
 from sinas_server.backends.llm.scripted import LABEL
 from sinas_server.kernel import store
 from sinas_server.kernel.access import Caller
@@ -50,7 +50,7 @@ def _keys(settings: Settings) -> list[Found]:
 
 async def _ollama(settings: Settings) -> Found | None:
     endpoint = settings.ollama_host or "http://127.0.0.1:11434"
-    model = open_model(ProviderConfig("ollama", endpoint=endpoint, options={"timeout": 2}))
+    model = RemoteModel(ProviderConfig("ollama", endpoint=endpoint, options={"timeout": 2}))
     try:
         names = await model.list_models()
     except ProviderError:

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from sinas_server.backends.llm import LanguageModel, ProviderConfig
-from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.remote import RemoteModel
+from sinas_server.backends.render import Renderer
+from sinas_server.backends.render.process import ProcessRenderer
 from tests.backends.llm.asking import KEY, WAYS, Connect, Verbatim, Way
 from tests.fakes.llm_server import FakeLLM, Provider
 
@@ -14,6 +16,14 @@ from tests.fakes.llm_server import FakeLLM, Provider
 async def fake() -> AsyncIterator[FakeLLM]:
     async with FakeLLM() as server:
         yield server
+
+
+@pytest.fixture
+async def renderer() -> AsyncIterator[Renderer]:
+    """What fills the templates of the scripted model."""
+    made = ProcessRenderer(10)
+    yield made
+    await made.close()
 
 
 @pytest.fixture(params=WAYS, ids=[f"{way.provider}{' verbatim' * way.verbatim}" for way in WAYS])
@@ -31,7 +41,7 @@ def provider(way: Way) -> Provider:
 @pytest.fixture
 def connect(way: Way) -> Connect:
     """`connect(config)` opens a model that is asked in this way."""
-    return lambda config: Verbatim(open_model(config)) if way.verbatim else open_model(config)
+    return lambda config: Verbatim(RemoteModel(config)) if way.verbatim else RemoteModel(config)
 
 
 @pytest.fixture

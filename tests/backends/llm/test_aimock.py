@@ -17,7 +17,6 @@ from sinas_server.backends.llm import (
     ToolMessage,
     UserMessage,
 )
-from sinas_server.backends.llm.open import open_model
 from sinas_server.backends.llm.remote import RemoteModel
 from tests.backends.llm.asking import KEY, WEATHER, ask, collect, failure, text, thinking
 from tests.fakes.aimock import UnavailableError, aimock
@@ -85,7 +84,7 @@ def mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(params=["openai", "anthropic", "ollama"])
 async def served(request: pytest.FixtureRequest, mock: str) -> AsyncIterator[tuple[Provider, LanguageModel]]:
     provider = cast(Provider, request.param)
-    model = open_model(ProviderConfig(provider, KEY, mock))
+    model = RemoteModel(ProviderConfig(provider, KEY, mock))
     yield provider, model
     await model.close()
 
@@ -171,7 +170,7 @@ async def test_thinking_around_calls(served: tuple[Provider, LanguageModel]) -> 
 
 
 async def test_reasoning_items_of_the_responses_api(mock: str) -> None:
-    model = open_model(ProviderConfig("openai", KEY, mock, {"api": "responses"}))
+    model = RemoteModel(ProviderConfig("openai", KEY, mock, {"api": "responses"}))
     body = await pondered(model)
     assert body["store"] is False
     items = [item for item in body["input"] if item.get("type") not in (None, "message")]
@@ -216,7 +215,7 @@ async def test_media_beside_text(served: tuple[Provider, LanguageModel]) -> None
 
 
 async def test_media_in_the_responses_api(mock: str) -> None:
-    model = open_model(ProviderConfig("openai", KEY, mock, {"api": "responses"}))
+    model = RemoteModel(ProviderConfig("openai", KEY, mock, {"api": "responses"}))
     bodies = watched(model)
     by_url = MediaPart("file", "application/pdf", url="https://example.com/bill.pdf")
     parts = (PARTS["image"], PARTS["image url"], PARTS["pdf"], by_url)

@@ -15,7 +15,7 @@ from sinas_server.backends.llm import (
     ToolMessage,
     ToolSpec,
 )
-from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.remote import RemoteModel
 from sinas_server.kernel.tool import tool_name
 from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, ask, collect
 from tests.backends.llm.test_providers import calls_sent, results_sent
@@ -68,7 +68,7 @@ async def test_another_provider_goes_on(fake: FakeLLM, model: LanguageModel, oth
     wanted = [Call(name="shop__weather", id="functions.shop__weather:0"), Call(name="shop__weather", id="D681PevKs")]
     fake.replies.append(Reply(text="Let me look.", thinking="Two cities.", tool_calls=wanted))
     _, answer = await collect(model, ask("weather?", tools=(WEATHER,)))
-    fallback = open_model(ProviderConfig(other, KEY, fake.endpoint(other)))
+    fallback = RemoteModel(ProviderConfig(other, KEY, fake.endpoint(other)))
     await collect(fallback, conversation(*answer.tool_calls, answer=answer))
     sent = calls_sent(fake, other)
     assert len(set(sent)) == 2

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 
 from sinas_server.backends.llm import LanguageModel, ProviderConfig, ProviderError
 from sinas_server.backends.llm.failures import words
-from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.remote import RemoteModel
 from tests.backends.llm.asking import KEY, Connect, ask, collect, failure, text
 from tests.fakes.llm_server import FakeLLM, Provider, Reply
 from tests.fakes.llm_wire import stream_events
@@ -47,7 +47,7 @@ async def test_the_key_is_never_told(fake: FakeLLM, provider: Provider, connect:
 
 
 async def test_an_empty_account_is_final(fake: FakeLLM) -> None:
-    model = open_model(ProviderConfig("openai", KEY, fake.endpoint("openai")))
+    model = RemoteModel(ProviderConfig("openai", KEY, fake.endpoint("openai")))
     fake.replies.append(Reply(status=429, error="You exceeded your quota.", error_code="insufficient_quota"))
     error = await failure(model, ask())
     assert (error.status, error.retryable) == (429, False)
@@ -153,7 +153,7 @@ async def test_metadata_addresses_are_refused(provider: Provider, connect: Conne
 
 
 async def test_metadata_is_refused_when_listing() -> None:
-    model = open_model(ProviderConfig("openai", KEY, "http://2852039166/v1"))
+    model = RemoteModel(ProviderConfig("openai", KEY, "http://2852039166/v1"))
     with pytest.raises(ProviderError, match="cloud metadata address"):
         await model.list_models()
     await model.close()
@@ -175,7 +175,7 @@ async def test_metadata_is_refused_when_listing() -> None:
 )
 def test_what_cannot_work_is_refused_at_once(config: ProviderConfig, reason: str) -> None:
     with pytest.raises(ProviderError, match=reason):
-        open_model(config)
+        RemoteModel(config)
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])

@@ -13,8 +13,9 @@ LOADED = f"print(*sorted({HEAVY!r} & sys.modules.keys()))"
 OPEN = """
 import asyncio, sys
 from sinas_server.backends.llm import ModelRequest, ProviderConfig, TextPart, UserMessage
-from sinas_server.backends.llm.open import ModelPool, open_model
-model = open_model(ProviderConfig({provider!r}, "key", {endpoint!r}))
+from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.render.process import ProcessRenderer
+model = open_model(ProviderConfig({provider!r}, "key", {endpoint!r}), ProcessRenderer(1))
 async def ask():
     async for _ in model.stream(ModelRequest("fake-large", (UserMessage((TextPart("Hi"),)),))):
         pass

@@ -4,6 +4,7 @@ import pytest
 
 from sinas_server.backends.llm import LanguageModel, ProviderConfig, ProviderError
 from sinas_server.backends.llm.open import ModelPool
+from sinas_server.backends.render import Renderer
 from tests.backends.llm.asking import KEY, ask, collect
 from tests.fakes.llm_server import FakeLLM
 
@@ -12,8 +13,8 @@ def config(fake: FakeLLM, key: str = KEY, **options: int) -> ProviderConfig:
     return ProviderConfig("openai", key, fake.endpoint("openai"), options)
 
 
-async def test_the_same_configuration_is_the_same_model(fake: FakeLLM) -> None:
-    pool = ModelPool()
+async def test_the_same_configuration_is_the_same_model(fake: FakeLLM, renderer: Renderer) -> None:
+    pool = ModelPool(renderer)
     async with pool.use(config(fake, max_tokens=5, timeout=9)) as one:
         await collect(one, ask())
     async with pool.use(config(fake, timeout=9, max_tokens=5)) as two, pool.use(config(fake, "other")) as three:
@@ -24,8 +25,8 @@ async def test_the_same_configuration_is_the_same_model(fake: FakeLLM) -> None:
     await pool.close()
 
 
-async def test_the_longest_idle_is_closed_and_none_in_use(fake: FakeLLM) -> None:
-    pool = ModelPool(limit=2)
+async def test_the_longest_idle_is_closed_and_none_in_use(fake: FakeLLM, renderer: Renderer) -> None:
+    pool = ModelPool(renderer, limit=2)
     async with pool.use(config(fake, "held")) as held:
         await collect(held, ask())
         seen: list[LanguageModel] = []
@@ -41,8 +42,8 @@ async def test_the_longest_idle_is_closed_and_none_in_use(fake: FakeLLM) -> None
     await pool.close()
 
 
-async def test_a_model_works_again_after_it_was_closed(fake: FakeLLM) -> None:
-    pool = ModelPool()
+async def test_a_model_works_again_after_it_was_closed(fake: FakeLLM, renderer: Renderer) -> None:
+    pool = ModelPool(renderer)
     async with pool.use(config(fake)) as model:
         await collect(model, ask())
         await model.close()
@@ -51,8 +52,8 @@ async def test_a_model_works_again_after_it_was_closed(fake: FakeLLM) -> None:
     await pool.close()
 
 
-async def test_what_cannot_be_opened_is_not_kept() -> None:
-    pool = ModelPool()
+async def test_what_cannot_be_opened_is_not_kept(renderer: Renderer) -> None:
+    pool = ModelPool(renderer)
     with pytest.raises(ProviderError, match="needs an endpoint"):
         async with pool.use(ProviderConfig("ollama")):
             pass
@@ -61,8 +62,8 @@ async def test_what_cannot_be_opened_is_not_kept() -> None:
     await pool.close()
 
 
-async def test_warming_asks_nothing(fake: FakeLLM) -> None:
-    pool = ModelPool()
+async def test_warming_asks_nothing(fake: FakeLLM, renderer: Renderer) -> None:
+    pool = ModelPool(renderer)
     await pool.warm(config(fake))
     await pool.warm(ProviderConfig("scripted"))
     assert (fake.requests, fake.connections) == ([], 0)

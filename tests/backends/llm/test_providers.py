@@ -21,8 +21,8 @@ from sinas_server.backends.llm import (
     ToolMessage,
     openai,
 )
-from sinas_server.backends.llm.open import open_model
 from sinas_server.backends.llm.options import ProviderOptions, endpoint_of
+from sinas_server.backends.llm.remote import RemoteModel
 from tests.backends.llm.asking import KEY, PROVIDERS, WEATHER, Connect, Way, ask, collect, failure, text, thinking
 from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
 
@@ -191,7 +191,7 @@ async def test_thinking_is_not_shown_to_another_provider(
     for other in PROVIDERS:
         if other == provider:
             continue
-        another = open_model(ProviderConfig(other, KEY, fake.endpoint(other)))
+        another = RemoteModel(ProviderConfig(other, KEY, fake.endpoint(other)))
         sent = await sent_back(fake, another, said)
         await another.close()
         assert "Let me see." in json.dumps(sent)
@@ -222,7 +222,7 @@ async def test_prompts_are_kept_where_that_is_known(fake: FakeLLM, model: Langua
 async def test_prompts_are_kept_as_configured(fake: FakeLLM, provider: Provider) -> None:
     for wanted in (True, False):
         options: dict[str, JsonValue] = {"prompt_caching": wanted}
-        model = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
+        model = RemoteModel(ProviderConfig(provider, KEY, fake.endpoint(provider), options))
         await collect(model, replace(ask(), cache_key="chat-1"))
         body = fake.requests[-1].body
         assert bool(marks(body)) == (wanted and provider == "anthropic")
@@ -288,7 +288,7 @@ async def test_options_reach_the_provider(fake: FakeLLM, provider: Provider, con
 
 
 async def test_thinking_can_be_asked_for(fake: FakeLLM) -> None:
-    model = open_model(ProviderConfig("anthropic", KEY, fake.endpoint("anthropic"), {"thinking": "low"}))
+    model = RemoteModel(ProviderConfig("anthropic", KEY, fake.endpoint("anthropic"), {"thinking": "low"}))
     await collect(model, replace(ask(), model="claude-haiku-5-5"))
     body = fake.requests[0].body
     assert body["thinking"]["type"] in {"enabled", "adaptive"}
@@ -305,7 +305,7 @@ def test_openai_itself_gets_its_newer_names() -> None:
 
 
 async def test_the_api_that_is_configured_is_asked_for_everything(fake: FakeLLM) -> None:
-    model = open_model(ProviderConfig("openai", KEY, fake.endpoint("openai"), {"api": "responses"}))
+    model = RemoteModel(ProviderConfig("openai", KEY, fake.endpoint("openai"), {"api": "responses"}))
     fake.default = Reply(status=400)  # it does not speak this one
     for verbatim in (False, True):
         await failure(model, replace(ask(), verbatim=verbatim))

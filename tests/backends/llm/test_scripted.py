@@ -1,7 +1,7 @@
 """The scripted model: rules, templates, and the same bytes for the same request."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
 from pydantic import JsonValue
@@ -25,6 +25,7 @@ from sinas_server.backends.llm import (
 )
 from sinas_server.backends.llm.open import open_model
 from sinas_server.backends.llm.scripted import LABEL, ScriptedRules, sent_name
+from sinas_server.backends.render import Renderer
 from tests.backends.llm.asking import ask, collect, failure, text
 
 TOOLS = tuple(ToolSpec(name, "", {"type": "object"}) for name in ("shop__find_order", "shop__refund", "clock"))
@@ -58,23 +59,35 @@ SHOP: dict[str, JsonValue] = {
 }
 
 
-def model(options: Mapping[str, JsonValue] = SHOP) -> LanguageModel:
-    return open_model(ProviderConfig("scripted", options=options))
+Open = Callable[[Mapping[str, JsonValue]], LanguageModel]
+Say = Callable[..., Awaitable[Answer]]
+
+
+@pytest.fixture
+def model(renderer: Renderer) -> Open:
+    """`model(options)` opens a model."""
+    return lambda options: open_model(ProviderConfig("scripted", options=options), renderer)
 
 
 def turn(*messages: Message | str) -> ModelRequest:
     return ask(*messages, tools=TOOLS)
 
 
-async def answer(*messages: Message | str) -> Answer:
-    return (await collect(model(), turn(*messages)))[1]
+@pytest.fixture
+def answer(model: Open) -> Say:
+    """`await answer(*messages)` is what the shop's model says to them."""
+
+    async def say(*messages: Message | str) -> Answer:
+        return (await collect(model(SHOP), turn(*messages)))[1]
+
+    return say
 
 
 def called(found: Answer) -> AssistantMessage:
     return AssistantMessage(found.text, found.tool_calls, found.native)
 
 
-async def test_a_whole_turn_of_three_steps() -> None:
+async def test_a_whole_turn_of_three_steps(answer: Say) -> None:
     first = await answer("Please refund order 17!")
     assert first.text == "One moment."
     assert [(call.name, call.arguments) for call in first.tool_calls] == [
@@ -101,7 +114,7 @@ async def test_a_whole_turn_of_three_steps() -> None:
     assert fourth.text == "I know about orders, not about And the weather?."
 
 
-async def test_results_that_are_not_json_are_text() -> None:
+async def test_results_that_are_not_json_are_text(answer: Say) -> None:
     found = await answer(
         "my order?",
         AssistantMessage("", (ToolCall("a", "shop__find_order", "{}"), ToolCall("b", "clock", "{}"))),
@@ -111,38 +124,38 @@ async def test_results_that_are_not_json_are_text() -> None:
     assert found.text == "It is late, open at noon."
 
 
-async def test_input_is_the_message_parsed() -> None:
+async def test_input_is_the_message_parsed(answer: Say) -> None:
     assert (await answer('{"sum": 1, "a": 2, "b": 40}')).text == "42"
 
 
-async def test_the_message_is_its_text_parts() -> None:
+async def test_the_message_is_its_text_parts(answer: Say) -> None:
     user = UserMessage((TextPart("my order"), MediaPart("image", "image/png", url="https://example.com/x.png")))
     assert (await answer(user)).tool_calls[0].name == "shop__find_order"
 
 
-async def test_streams_pieces_of_the_same_bytes_every_time() -> None:
-    events, first = await collect(model(), turn("Grüße"))
+async def test_streams_pieces_of_the_same_bytes_every_time(model: Open) -> None:
+    events, first = await collect(model(SHOP), turn("Grüße"))
     assert all(isinstance(event, TextDelta) and 0 < len(event.text) <= 5 for event in events)
     assert text(events) == first.text
-    assert (await collect(model(), turn("Grüße"))) == (events, first)
+    assert (await collect(model(SHOP), turn("Grüße"))) == (events, first)
 
 
-async def test_says_what_it_is_and_counts_nothing() -> None:
+async def test_says_what_it_is_and_counts_nothing(model: Open) -> None:
     events, found = await collect(model({}), turn("Hello"))
     assert LABEL == "scripted offline model (for demos and tests)"
     assert LABEL in found.text == text(events)
     assert found.usage == Usage()
-    assert await model().list_models() == ["scripted"]
-    await model().close()
+    assert await model(SHOP).list_models() == ["scripted"]
+    await model(SHOP).close()
 
 
-async def test_a_delay_changes_nothing_but_time() -> None:
+async def test_a_delay_changes_nothing_but_time(model: Open) -> None:
     slow = model({**SHOP, "delay_ms": 1})
-    assert await collect(slow, turn("Hi")) == await collect(model(), turn("Hi"))
+    assert await collect(slow, turn("Hi")) == await collect(model(SHOP), turn("Hi"))
 
 
-async def test_a_tool_that_is_not_offered_is_named() -> None:
-    error = await failure(model(), ask("my order"))
+async def test_a_tool_that_is_not_offered_is_named(model: Open) -> None:
+    error = await failure(model(SHOP), ask("my order"))
     assert not error.retryable
     assert str(error) == (
         "the scripted model's rules.1 failed: it calls shop__find_order, which is not among the tools offered (none)"
@@ -160,7 +173,7 @@ async def test_a_tool_that_is_not_offered_is_named() -> None:
         ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
     ],
 )
-async def test_a_template_that_fails_names_its_rule(template: str, reason: str) -> None:
+async def test_a_template_that_fails_names_its_rule(template: str, reason: str, model: Open) -> None:
     error = await failure(model({"rules": [{"answer": template}]}), turn("Hi"))
     assert str(error).startswith("the scripted model's rules.0 failed: ")
     assert reason in str(error)
@@ -187,7 +200,7 @@ async def test_a_template_that_fails_names_its_rule(template: str, reason: str) 
         ({"model": "gpt"}, "model: Extra inputs"),
     ],
 )
-def test_bad_rules_are_named(options: dict[str, JsonValue], reason: str) -> None:
+async def test_bad_rules_are_named(options: dict[str, JsonValue], reason: str, model: Open) -> None:
     with pytest.raises(ProviderError) as caught:
         model(options)
     assert reason in str(caught.value)
@@ -208,7 +221,7 @@ def test_names_as_they_are_sent(tool: str, sent: str) -> None:
     assert sent_name(tool) == sent
 
 
-async def test_a_pattern_that_backtracks_for_ever_fails_its_turn_and_stops_nobody() -> None:
+async def test_a_pattern_that_backtracks_for_ever_fails_its_turn_and_stops_nobody(model: Open) -> None:
     endless = model({"rules": [{"when": {"regex": "(x+x+)+y"}, "answer": "Never."}], "default": "Done."})
     failing = asyncio.create_task(failure(endless, turn("x" * 5000)))
     beats = 0

@@ -14,7 +14,7 @@ import pytest
 from pydantic import JsonValue
 
 from sinas_server.backends.llm import Answer, Event, LanguageModel, ProviderConfig, ProviderError, ToolCallDelta, Usage
-from sinas_server.backends.llm.open import open_model
+from sinas_server.backends.llm.remote import RemoteModel
 from tests.backends.llm.asking import KEY, WEATHER, ask, text, thinking
 from tests.backends.llm.test_aimock import mock
 from tests.fakes.llm_server import Call, FakeLLM, Provider, Reply
@@ -118,7 +118,7 @@ async def test_an_end_that_does_not_come(fake: FakeLLM, model: LanguageModel, pr
 async def foreign(request: pytest.FixtureRequest, fake: FakeLLM, mock: str) -> AsyncIterator[tuple[LanguageModel, str]]:
     """A model that talks to our fake, and what the mock that nobody here wrote answers to the same request."""
     provider = cast(Provider, request.param)
-    model = open_model(ProviderConfig(provider, KEY, fake.endpoint(provider)))
+    model = RemoteModel(ProviderConfig(provider, KEY, fake.endpoint(provider)))
     await outcome(model)
     path = "/v1/messages" if provider == "anthropic" else "/v1/chat/completions"
     async with httpx2.AsyncClient() as client:

@@ -11,19 +11,16 @@ from sinas_server.backends.llm import LanguageModel, ProviderConfig
 from sinas_server.backends.llm.remote import RemoteModel
 from sinas_server.backends.llm.scripted import ScriptedModel
 from sinas_server.backends.render import Renderer
-from sinas_server.backends.render.process import ProcessRenderer
-
-RENDER_SECONDS = 5.0
 
 
-def open_model(config: ProviderConfig, renderer: Renderer | None = None) -> LanguageModel:
+def open_model(config: ProviderConfig, renderer: Renderer) -> LanguageModel:
     """A model to ask. Touches no network; the provider's library loads at the first request.
 
-    `renderer`: fills the templates of `scripted`; without one it has its own.
+    `renderer`: fills the templates of `scripted`; whoever opened it closes it.
     Raises `ProviderError` when the configuration cannot work: no key, no endpoint, a forbidden one, invalid options.
     """
     if config.type == "scripted":
-        return ScriptedModel.open(config, renderer or ProcessRenderer(RENDER_SECONDS))
+        return ScriptedModel.open(config, renderer)
     return RemoteModel(config)
 
 
@@ -36,7 +33,7 @@ class _Entry:
 class ModelPool:
     """Opened models by configuration, so that connections are used again; beyond `limit` the longest idle close."""
 
-    def __init__(self, renderer: Renderer | None = None, *, limit: int = 16) -> None:
+    def __init__(self, renderer: Renderer, *, limit: int = 16) -> None:
         self._renderer = renderer
         self._limit = limit
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
