@@ -78,7 +78,8 @@ def open_oidc(settings: Settings) -> OidcProvider | None:
 @asynccontextmanager
 async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int = 5) -> AsyncIterator[Runtime]:
     """Connect to everything a process needs, and receive signals while the context is open."""
-    engine = open_engine(settings.sqlalchemy_url.render_as_string(hide_password=False), pool_size=pool_size)
+    url = settings.sqlalchemy_url.render_as_string(hide_password=False)
+    engine = open_engine(url, pool_size=pool_size, prepare=settings.database_prepare)
     redis: Redis = Redis.from_url(
         settings.redis_url.get_secret_value(),
         max_connections=None,

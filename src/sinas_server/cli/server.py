@@ -75,6 +75,7 @@ def _completed(settings: Settings, data: DataDir, postgres: Postgres | None, val
     """The settings with the servers that run here and, where the environment has none, the generated secrets."""
     changes: dict[str, object] = {
         "database_url": SecretStr(postgres.url()) if postgres else settings.database_url,
+        "database_prepare": postgres is not None or settings.database_prepare,
         "redis_url": SecretStr(valkey.url()) if valkey else settings.redis_url,
         "secret_key": settings.secret_key or SecretStr(data.ensure_secret("SECRET_KEY")),
         "encryption_key": settings.encryption_key or SecretStr(data.ensure_secret("ENCRYPTION_KEY")),
