@@ -8,10 +8,10 @@ import orjson
 import structlog
 from pydantic import JsonValue
 
-from sinas_server.functions import execute
-from sinas_server.functions.execute import Order
+from sinas_server.functions.call import call_as_tool
+from sinas_server.functions.execute import Standing
 from sinas_server.functions.kind import FUNCTION, FunctionSpec
-from sinas_server.functions.tables import ExecutionRow, Status, Trigger
+from sinas_server.functions.tables import Status
 from sinas_server.kernel import lookup
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import BadRequestError, InvalidError, NotFoundError
@@ -48,21 +48,12 @@ class FunctionTools:
         identity: CallIdentity,
     ) -> ToolResult | Waiting:
         """The function's result, or that it waits for input. Called again, it waits for the execution there is."""
-        row = await execute.of_call(runtime, identity)
-        if row is None:
-            given = {**tool.defaults, **arguments, **tool.locked}
-            order = Order(trigger=Trigger.AGENT, input=given, waits=True, call=identity, location=("arguments",))
-            try:
-                function = await lookup.find(runtime.database, FUNCTION, *lookup.where(tool.target))
-                if function is None or not function.is_active:
-                    raise NotFoundError(f"{FUNCTION.called(*lookup.where(tool.target))} does not exist any more")
-                execution_id = await execute.start_now(runtime, caller, function, order)
-            except (NotFoundError, InvalidError, BadRequestError) as error:
-                return ToolResult(f"Error: {error.detail}", is_error=True)
-        else:
-            execution_id = row.id
-        row = await execute.wait_for_end(runtime, execution_id)
-        return Waiting(Wait.INPUT, row.prompt) if row.status == Status.AWAITING_INPUT else _told(row)
+        given = {**tool.defaults, **arguments, **tool.locked}
+        try:
+            now = await call_as_tool(runtime, caller, lookup.where(tool.target), given, identity)
+        except (NotFoundError, InvalidError, BadRequestError) as error:
+            return ToolResult(f"Error: {error.detail}", is_error=True)
+        return Waiting(Wait.INPUT, now.prompt) if now.status == Status.AWAITING_INPUT else _told(now)
 
 
 async def _tool(runtime: Runtime, function: Resource[FunctionSpec], agent: AgentContext) -> Tool:
@@ -93,9 +84,9 @@ async def _tool(runtime: Runtime, function: Resource[FunctionSpec], agent: Agent
     )
 
 
-def _told(row: ExecutionRow) -> ToolResult:
+def _told(end: Standing) -> ToolResult:
     """What the model is told about an execution that has ended."""
-    if row.status != Status.COMPLETED:
-        return ToolResult(f"Error: {row.error or row.status}".replace("\x00", ""), is_error=True)
-    result = row.output_data
+    if end.status != Status.COMPLETED:
+        return ToolResult(f"Error: {end.error or end.status}".replace("\x00", ""), is_error=True)
+    result = end.output_data
     return ToolResult((result if isinstance(result, str) else orjson.dumps(result).decode()).replace("\x00", ""))
