@@ -19,7 +19,6 @@ RESUMED = [
     *each("completed", 2),
     *each("resume", 1, "before commit committed after"),
     *each("finished", 1),
-    *each("closed_step", 1),
 ]
 BOTH: list[Point] = [*CALLED, *RESUMED]
 ALWAYS = [point for point in BOTH if point != ("turns.claim:before", 3)]

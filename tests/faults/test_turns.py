@@ -22,7 +22,6 @@ APPENDS = 10  # two pieces of the first answer, two calls start, two end, three 
 JOURNAL = [
     *each("answered", 1),
     *each("finished", 2),
-    *each("closed_step", 1),
     *each("completed", 1),
 ]
 SENT = [*each("create", 1, "before after"), *each("append", APPENDS, "before after")]
@@ -58,7 +57,6 @@ LOSABLE = [
     *each("finished", 2, "committed"),
     *each("tool", 2, "committed"),
     ("answered:committed", 1),
-    ("closed_step:committed", 1),
     ("completed:committed", 1),
     ("expire:after", 1),
 ]

@@ -4,21 +4,20 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import Executable, insert, select, update
+from sqlalchemy import Executable, Row, update
 
 from sinas_server.backends.llm import Answer as ModelAnswer
 from sinas_server.chats.ending import Ending, close, settle_canceled
 from sinas_server.chats.events import Answer, Call, Runs, Segment
-from sinas_server.chats.queued import IS_TOLD, ended_unless_told, hear, leave
+from sinas_server.chats.queued import IS_TOLD, hear, leave
 from sinas_server.chats.record import (
     add_results,
     added,
     as_runs,
-    hash_of,
     locked_turn,
     read_calls,
     shown_call,
@@ -28,6 +27,7 @@ from sinas_server.chats.record import (
     within,
 )
 from sinas_server.chats.results import READ_RESULT, page_of
+from sinas_server.chats.steps import ANSWERED, CONCLUDED, FINISHED, KNOWN_IDS, as_json, called
 from sinas_server.chats.tables import CallStatus, MessageRow, Status, ToolCallRow, TurnRow
 from sinas_server.chats.waits import settle, suspend, tell_parent, works
 from sinas_server.chats.window import counted
@@ -35,7 +35,7 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import ToolResult, Wait, Waiting
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.clock import now
-from sinas_server.providers.usage import ModelCall, Place, record
+from sinas_server.providers.usage import ModelCall, Place, record, spending
 
 
 class LostTurnError(Exception):
@@ -116,32 +116,42 @@ class Journal:
 
     async def answered(self, told: Told) -> None:
         """Keep an answer that calls tools, and the calls, before any of them is carried out."""
-        usage = self._with(told.call)
-        async with self.runtime.database.unit() as db:
-            await self._still_ours(db, usage=usage)
-            await self._record(db, told.call)
-            calls = await self._with_ids(db, told.calls)
-            await db.execute(insert(MessageRow).values(**self._message(told, calls)))
-            await db.execute(insert(ToolCallRow), [self._call(call, told) for call in calls])
-            await touch(db, self.turn.chat_id, **_noted(told.call))
+        usage, calls = self._with(told.call), await self._with_ids(told.calls)
+        noted = {"the_calls": called(calls, told.answer), "the_count": as_json(counted(told.call) or None)}
+        await self._write(ANSWERED, self._answer(told, calls, usage) | noted)
         self.usage = usage
         self.segment = self.segment.with_answer(Answer(self.step, told.runs, told.offset, calls))
 
     async def finished(self, call: Call, result: ToolResult) -> None:
-        """Keep the result of a call."""
+        """Keep the result of a call; if it is the last of its step, all go to the conversation as in `closed_step`."""
         order = 1 + sum(known.done for known in self._calls)
         size = self.runtime.settings.tool_result_page
         large = len(result.content) > size and (call.tool or {}).get("toolset") != READ_RESULT.toolset
         told = page_of(result.content, 1, size, call.id) if large else result.content
-        values: dict[str, object] = {"status": CallStatus.DONE, "finish_order": order, "result": told}
-        values |= {"is_error": result.is_error, "finished_on": self.turn.channel_id}
+        done = replace(
+            call,
+            status=CallStatus.DONE,
+            finish_order=order,
+            result=told,
+            is_error=result.is_error,
+            finished_on=self.turn.channel_id,
+        )
         usage = self.usage if result.usage is None else summed(self.usage, result.usage)
-        async with self.runtime.database.unit() as db:
-            await self._still_ours(db, usage=usage)
-            await self._change(db, call, {**values, "whole_result": result.content if large else None})
+        values = self._mine(usage) | {
+            "my_step": self.step,
+            "the_index": call.index,
+            "is_last": all(known.done for known in self._calls if known.index != call.index),
+            "the_result": told,
+            "the_whole": result.content if large else None,
+            "is_error_now": result.is_error,
+            "the_channel": self.turn.channel_id,
+            "the_order": order,
+        }
+        written = await self._write(FINISHED, values)
         self.usage = usage
         self.has_pages = self.has_pages or large
-        self._note([replace(call, **values)])  # type: ignore[arg-type]  # the columns are the fields
+        self._note([done])
+        self.step = written.step
 
     async def waits(self, call: Call, waiting: Waiting) -> None:
         """Keep what a call waits for, that has begun and is not done."""
@@ -274,9 +284,8 @@ class Journal:
         """
         usage, injected = self._with(told.call), cast(tuple[UUID, ...], ())
         async with self.runtime.database.unit() as db:
-            goes_on = await self._still_ours(db, usage=usage, **ended_unless_told(self.step))
-            await self._record(db, told.call)
-            await db.execute(insert(MessageRow).values(**self._message(told, ())))
+            written = (await (await db.connection()).execute(CONCLUDED, self._answer(told, (), usage))).first()
+            goes_on = self._held(written).is_told
             if also is not None:
                 await also(db)
             if goes_on:
@@ -330,21 +339,28 @@ class Journal:
         mine = (TurnRow.id == self.turn.id, TurnRow.attempt == self.turn.attempt, TurnRow.status == Status.RUNNING)
         progress = {"worked_seconds": self.worked(), "progress_attempt": self.turn.attempt}
         statement = update(TurnRow).where(*mine).values(**progress, **values).returning(IS_TOLD.label("is_told"))
-        found = (await db.execute(statement, execution_options={"synchronize_session": False})).first()
-        if found is None:
-            raise LostTurnError(str(self.turn.id))
-        return bool(found.is_told)
+        found = await db.execute(statement, execution_options={"synchronize_session": False})
+        return bool(self._held(found.first()).is_told)
 
-    async def _with_ids(self, db: Db, calls: Sequence[Call]) -> tuple[Call, ...]:
-        """The calls under ids that no other call of the chat has."""
-        known = set(
-            await db.scalars(
-                select(ToolCallRow.tool_call_id).where(
-                    ToolCallRow.chat_id == self.turn.chat_id,
-                    ToolCallRow.tool_call_id.in_([call.id for call in calls]),
-                )
-            )
-        )
+    def _mine(self, usage: Mapping[str, JsonValue]) -> dict[str, object]:
+        """The parameters by which a statement holds the turn and notes progress."""
+        turn = {"my_turn": self.turn.id, "my_attempt": self.turn.attempt, "my_seconds": self.worked()}
+        return {**turn, "my_usage": as_json(usage)}
+
+    async def _write(self, statement: Executable, values: dict[str, object]) -> Row[Any]:
+        rows = await self.runtime.database.direct(statement, values)
+        return self._held(rows[0] if rows else None)
+
+    def _held(self, row: Row[Any] | None) -> Row[Any]:
+        """What a statement gave that writes only while the turn is ours. Raises `LostTurnError`."""
+        if row is None:
+            raise LostTurnError(str(self.turn.id))
+        return row
+
+    async def _with_ids(self, calls: Sequence[Call]) -> tuple[Call, ...]:
+        """The calls under ids that no other call of the chat has; only this turn adds any."""
+        asked = {"chat": self.turn.chat_id, "ids": [call.id for call in calls]}
+        known = {row.tool_call_id for row in await self.runtime.database.lookup(KNOWN_IDS, asked)}
         shown: list[Call] = []
         for call in calls:
             unique = f"{call.id or 'call'}-{self.turn.id.hex[:8]}-{self.step}-{call.index}"
@@ -356,36 +372,16 @@ class Journal:
             known.add(call.id)
         return tuple(shown)
 
-    def _message(self, told: Told, calls: Sequence[Call]) -> dict[str, object]:
+    def _answer(self, told: Told, calls: Sequence[Call], usage: Mapping[str, JsonValue]) -> dict[str, object]:
+        """The parameters of a statement that keeps an answer of the model."""
         return {
-            "chat_id": self.turn.chat_id,
-            "branch": self.turn.branch,
-            "turn_id": self.turn.id,
-            "step": self.step,
-            "role": "assistant",
-            "content": told.text or (None if calls else ""),
-            "tool_calls": [shown_call(call) for call in calls] or None,
-            "native": told.answer.native,
-            "usage": None if told.shown_usage is None else dict(told.shown_usage),
-            "stream_offset": told.offset,
-            "runs": stored_runs(told.runs),
-        }
-
-    def _call(self, call: Call, told: Told) -> dict[str, object]:
-        return {
-            "turn_id": self.turn.id,
-            "step": self.step,
-            "index": call.index,
-            "chat_id": self.turn.chat_id,
-            "tool_call_id": call.id,
-            "provider_call_id": told.answer.tool_calls[call.index].id,
-            "name": call.name,
-            "arguments": call.arguments,
-            "arguments_hash": hash_of(call.tool, call.arguments),
-            "tool": None if call.tool is None else dict(call.tool),
-            "description": call.description,
-            "status": call.status,
-            "requires_approval": call.requires_approval,
-            "waits_for": call.waits_for,
-            "started_on": call.started_on,
+            **self._mine(usage),
+            **spending(told.call),
+            "my_step": self.step,
+            "said_content": told.text or (None if calls else ""),
+            "said_calls": as_json([shown_call(call) for call in calls] or None),
+            "said_native": as_json(told.answer.native),
+            "said_usage": as_json(told.shown_usage),
+            "said_offset": told.offset,
+            "said_runs": as_json(stored_runs(told.runs)),
         }

@@ -176,8 +176,10 @@ class AgentLoop:
         return False
 
     async def _paused(self) -> bool:
-        """Close the step, or pause if some of its calls wait; whether it did."""
-        answer = self.journal.segment.answers[self.journal.step]
+        """Close the step unless that is done, or pause if some of its calls wait; whether it did."""
+        answer = self.journal.answer
+        if answer is None:
+            return False
         if not all(call.done for call in answer.calls):
             return await self.journal.paused()
         if await self.journal.closed_step():

@@ -78,7 +78,7 @@ async def _begin_next(db: Db, runtime: Runtime, chat_id: UUID, branch: int) -> N
     db.after_commit(partial(wake, runtime, QUEUE, turn.depth))
 
 
-def ended_unless_told(step: int) -> dict[str, object]:
+def ended_unless_told(step: ColumnElement[int]) -> dict[str, object]:
     """The columns of a turn that has completed, or, if something was injected, is at its next step.
 
     Of the row as it is once locked: whoever injects locks it too.

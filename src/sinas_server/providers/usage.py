@@ -1,18 +1,22 @@
 """Recording what models were asked and what it cost: one row per call, in the transaction that keeps the answer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    CTE,
+    Boolean,
     ColumnElement,
-    Executable,
     SQLColumnExpression,
     Text,
     Uuid,
     bindparam,
     case,
+    cast,
     func,
     join,
     literal_column,
@@ -21,6 +25,7 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import ReturningInsert
 
 from sinas_server.backends.llm import Usage
 from sinas_server.identity.tables import UserRoleRow
@@ -118,17 +123,22 @@ def of(payer: Payer) -> dict[str, object]:
 
 _COLUMNS = UsageRow.__table__.columns
 _NEW = {
-    column.name: bindparam(f"new_{column.name}", type_=column.type)
+    # Selected from nowhere, a parameter that is null would have no type.
+    column.name: cast(bindparam(f"new_{column.name}", type_=column.type), column.type)
     for column in _COLUMNS
     if column.name not in ("id", "at")
 }
 
 
-def _recording() -> Executable:
-    """Inserts the call, and adds it to the budgets it counts towards; in the order of ids, so that none deadlock."""
+def recording(given: CTE | None = None) -> ReturningInsert[Any]:
+    """Inserts the call, and adds it to the budgets it counts towards; in the order of ids, so that none deadlock.
+
+    `given`: what else must have a row for that. The parameters are those of `spending`.
+    """
+    new = select(*_NEW.values()).where(bindparam("is_spent", type_=Boolean))
     written = (
         insert(UsageRow)
-        .values(_NEW)
+        .from_select(list(_NEW), new if given is None else new.select_from(given))
         .on_conflict_do_nothing()
         .returning(
             (UsageRow.prompt_tokens + UsageRow.completion_tokens).label("tokens"),
@@ -150,10 +160,14 @@ def _recording() -> Executable:
     ).returning(SpendingRow.budget_id)
 
 
-_RECORD = _recording()
+_RECORD = recording()
+_NOTHING: Mapping[str, None] = {f"new_{name}": None for name in _NEW} | dict.fromkeys(("of_user", "of_key", "of_agent"))
 
 
-def _values(call: ModelCall) -> dict[str, object]:
+def spending(call: ModelCall | None) -> dict[str, object]:
+    """The parameters of `recording`; nothing is written where there was no call, or nobody was asked."""
+    if call is None or call.replayed:
+        return {**_NOTHING, "is_spent": False}
     payer, place, usage = call.payer, call.place, call.usage
     new = {
         "user_id": payer.user_id,
@@ -173,15 +187,14 @@ def _values(call: ModelCall) -> dict[str, object]:
         "failed": call.failed,
         "estimated": call.estimated,
     }
-    return {**{f"new_{name}": value for name, value in new.items()}, **of(payer)}
+    return {**{f"new_{name}": value for name, value in new.items()}, **of(payer), "is_spent": True}
 
 
 async def record(db: Db, call: ModelCall) -> None:
     """Write the call down together with whatever else the transaction keeps. A step of a turn is written once."""
-    if not call.replayed:
-        await (await db.connection()).execute(_RECORD, _values(call))
+    await (await db.connection()).execute(_RECORD, spending(call))
 
 
 async def record_now(database: Database, call: ModelCall) -> None:
     """Write down a call that belongs to nothing else, by itself."""
-    await database.direct(_RECORD, _values(call))
+    await database.direct(_RECORD, spending(call))
