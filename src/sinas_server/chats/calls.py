@@ -108,12 +108,13 @@ async def carry_out(runtime: Runtime, prepared: Prepared, journal: Journal, chan
 
     async def carry(call: Call) -> None:
         result = await _result(runtime, prepared, journal, call)
-        async with one_by_one:
-            if isinstance(result, Waiting):
-                await journal.waits(call, result)
-            else:
-                await journal.finished(call, result)
-            await channel.catch_up(journal.segment)
+        await one_by_one.acquire()
+        if isinstance(result, Waiting):
+            await journal.waits(call, result)
+        else:
+            await journal.finished(call, result)
+        await channel.catch_up(journal.segment)
+        one_by_one.release()  # not if that failed: what is written then is not known here, so nothing more may be
 
     ready = [call for call in journal.segment.answers[journal.step].calls if call.status == CallStatus.PENDING]
     tasks = [asyncio.create_task(carry(call)) for call in ready]
