@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import monotonic
-from typing import Any, cast
+from typing import TypeVar, cast
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -36,6 +36,8 @@ from sinas_server.kernel.tool import ToolResult, Wait, Waiting
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.clock import now
 from sinas_server.providers.usage import ModelCall, Place, record, spending
+
+Held = TypeVar("Held")
 
 
 class LostTurnError(Exception):
@@ -347,11 +349,12 @@ class Journal:
         turn = {"my_turn": self.turn.id, "my_attempt": self.turn.attempt, "my_seconds": self.worked()}
         return {**turn, "my_usage": as_json(usage)}
 
-    async def _write(self, statement: Executable, values: dict[str, object]) -> Row[Any]:
+    async def _write(self, statement: Executable, values: dict[str, object]) -> Row[tuple[object, ...]]:
         rows = await self.runtime.database.direct(statement, values)
-        return self._held(rows[0] if rows else None)
+        row: Row[tuple[object, ...]] | None = rows[0] if rows else None
+        return self._held(row)
 
-    def _held(self, row: Row[Any] | None) -> Row[Any]:
+    def _held(self, row: Held | None) -> Held:
         """What a statement gave that writes only while the turn is ours. Raises `LostTurnError`."""
         if row is None:
             raise LostTurnError(str(self.turn.id))

@@ -5,7 +5,6 @@ like a column, which SQLAlchemy would set.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import orjson
 from sqlalchemy import (
@@ -42,15 +41,15 @@ from sinas_server.chats.tables import CallStatus, ChatRow, MessageRow, ToolCallR
 from sinas_server.providers.usage import recording
 
 
-def _text(name: str) -> ColumnElement[Any]:
+def _text(name: str) -> ColumnElement[str]:
     return bindparam(name, type_=Text)
 
 
-def _json(name: str) -> ColumnElement[Any]:
+def _json(name: str) -> ColumnElement[object]:
     return cast(_text(name), JSON)
 
 
-def _number(name: str) -> ColumnElement[Any]:
+def _number(name: str) -> ColumnElement[int]:
     return bindparam(name, type_=Integer)
 
 
@@ -87,7 +86,7 @@ def _said(mine: CTE) -> CTE:
 
     Parameters: `my_step`, `said_content`, `said_calls`, `said_native`, `said_usage`, `said_offset`, `said_runs`.
     """
-    values: dict[str, ColumnElement[Any]] = {
+    values: dict[str, SQLColumnExpression[object]] = {
         "chat_id": mine.c.chat_id,
         "branch": mine.c.branch,
         "turn_id": mine.c.id,
@@ -128,7 +127,7 @@ def _calls(mine: CTE) -> CTE:
     )
 
 
-def _touched(mine: CTE, *, only_if: ColumnElement[bool] | None = None, **values: SQLColumnExpression[Any]) -> CTE:
+def _touched(mine: CTE, *, only_if: ColumnElement[bool] | None = None, **values: SQLColumnExpression[object]) -> CTE:
     """Notes that something was said in the chat."""
     at = func.clock_timestamp()
     conditions = [ChatRow.id == mine.c.chat_id, *([] if only_if is None else [only_if])]
@@ -175,7 +174,7 @@ def _finished() -> Executable:
         .returning(known.index, known.result)
         .cte("done")
     )
-    said: dict[str, SQLColumnExpression[Any]] = {
+    said: dict[str, SQLColumnExpression[object]] = {
         "chat_id": mine.c.chat_id,
         "branch": mine.c.branch,
         "turn_id": mine.c.id,

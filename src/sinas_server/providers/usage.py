@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -130,7 +129,7 @@ _NEW = {
 }
 
 
-def recording(given: CTE | None = None) -> ReturningInsert[Any]:
+def recording(given: CTE | None = None) -> ReturningInsert[*tuple[object, ...]]:
     """Inserts the call, and adds it to the budgets it counts towards; in the order of ids, so that none deadlock.
 
     `given`: what else must have a row for that. The parameters are those of `spending`.
