@@ -2,21 +2,31 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 import psycopg
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import set_json_loads
 from sqlalchemy import Executable
+from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from sinas_server.backends.db import is_abandoned
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 CONNECTIONS = 8
 """Most connections of a process, beside those of its engine."""
+
+
+class _Compiled(NamedTuple):
+    statement: Executable
+    sql: str
+    names: Sequence[str]
+    """Of the parameters, in their order."""
+    defaults: Mapping[str, Any]
 
 
 class DirectReader:
@@ -27,7 +37,9 @@ class DirectReader:
         self._engine = engine
         self._idle: list[Connection] = []
         self._slots = asyncio.Semaphore(CONNECTIONS)
-        self._sql: dict[int, tuple[Executable, str, Mapping[str, Any]]] = {}
+        # Numbered parameters are the server's own form: psycopg need not read through the statement each time.
+        self._dialect = PGDialectAsync_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy's
+        self._sql: dict[int, _Compiled] = {}
         self._prepare = True
         self._ended = False
 
@@ -36,8 +48,9 @@ class DirectReader:
 
         Raises SQLAlchemy's errors, so that callers need not know of psycopg.
         """
-        sql, defaults = self._compiled(statement)
-        values = {**defaults, **parameters}
+        sql, names, defaults = self._compiled(statement)
+        given = {**defaults, **parameters}
+        values = [given[name] for name in names]
         try:
             return await self._run(sql, values)
         except (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement):
@@ -51,7 +64,7 @@ class DirectReader:
             )
             raise known from error
 
-    async def _run(self, sql: str, values: Mapping[str, Any]) -> Sequence[Any]:
+    async def _run(self, sql: str, values: Sequence[Any]) -> Sequence[Any]:
         async with self._slots:
             connection = await self._take()
             try:
@@ -86,14 +99,14 @@ class DirectReader:
         for connection in idle:
             await connection.close()
 
-    def _compiled(self, statement: Executable) -> tuple[str, Mapping[str, Any]]:
+    def _compiled(self, statement: Executable) -> tuple[str, Sequence[str], Mapping[str, Any]]:
         known = self._sql.get(id(statement))
         if known is None:
-            compiled = statement.compile(dialect=self._engine.dialect)  # type: ignore[attr-defined]  # of ClauseElement
+            compiled: SQLCompiler = statement.compile(dialect=self._dialect)  # type: ignore[attr-defined]  # of ClauseElement
             defaults = {name: value for name, value in compiled.params.items() if value is not None}
             # Keeping the statement keeps its id from being used again.
-            known = self._sql[id(statement)] = (statement, str(compiled), defaults)
-        return known[1], known[2]
+            known = self._sql[id(statement)] = _Compiled(statement, str(compiled), compiled.positiontup or (), defaults)
+        return known.sql, known.names, known.defaults
 
     async def _connect(self) -> Connection:
         positional, named = self._engine.dialect.create_connect_args(self._engine.url)
@@ -104,6 +117,7 @@ class DirectReader:
             connect_timeout=10,
             application_name="sinas",
             row_factory=namedtuple_row,
+            cursor_factory=psycopg.AsyncRawCursor,
         )
         set_json_loads(orjson.loads, connection)
         return connection
