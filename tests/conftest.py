@@ -1,8 +1,9 @@
 """What every test may ask for: real servers, started once per session, and the whole application on them."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import httpx2
@@ -11,16 +12,17 @@ import structlog
 from cryptography.fernet import Fernet
 from fastapi import FastAPI
 from pydantic import SecretStr
-from sqlalchemy import TextClause, create_engine, delete, text
+from sqlalchemy import create_engine
 
 from sinas_server.app import create_app
+from sinas_server.backends.db import open_engine
 from sinas_server.backends.embedded import embedded_servers
-from sinas_server.identity.bootstrap import bootstrap
 from sinas_server.identity.reference import ADMINS, GUESTS, USERS
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import Base
 from sinas_server.roles import open_runtime
 from sinas_server.settings import Settings
+from tests.installation import Installation
 from tests.live import Live, running
 from tests.people import Person, http_client, make_person
 
@@ -63,13 +65,12 @@ def tables(database_url: str) -> str:
     return database_url
 
 
-@pytest.fixture
-def settings(tables: str, redis_url: str, tmp_path: Path) -> Settings:
-    """Settings of an embedded server; override to change some."""
+@pytest.fixture(scope="session")
+def usual_settings(tables: str, redis_url: str) -> Settings:
+    """Reading the environment takes longer than many a test."""
     return Settings(
         _env_file=None,
         sinas_mode="embedded",
-        sinas_data_dir=tmp_path,
         secret_key=SecretStr("only-for-tests-" * 3),
         encryption_key=SecretStr(ENCRYPTION_KEY),
         database_url=SecretStr(tables),
@@ -77,21 +78,30 @@ def settings(tables: str, redis_url: str, tmp_path: Path) -> Settings:
     )
 
 
+@pytest.fixture
+def settings(usual_settings: Settings, tmp_path: Path) -> Settings:
+    """Settings of an embedded server; override to change some."""
+    return usual_settings.model_copy(update={"sinas_data_dir": tmp_path})
+
+
 @pytest.fixture(scope="session")
-def emptied() -> TextClause:
-    """A statement that empties every table, in one go and without the triggers that protect rows."""
-    deletes = "".join(f"{delete(table)}; " for table in reversed(Base.metadata.sorted_tables))
-    # On small tables far faster than TRUNCATE. As a replica PostgreSQL fires no triggers, also none of foreign keys.
-    return text(f"DO $$ BEGIN PERFORM set_config('session_replication_role', 'replica', true); {deletes}END $$")
+def installation(tables: str, redis_url: str) -> Iterator[Installation]:
+    with closing(Installation(tables, redis_url)) as made:
+        yield made
+
+
+engine_of = cache(open_engine)
+"""One for all tests, though each has connections of its own: what was compiled is not compiled again."""
 
 
 @pytest.fixture
-async def runtime(settings: Settings, emptied: TextClause) -> AsyncIterator[Runtime]:
+async def runtime(settings: Settings, installation: Installation) -> AsyncIterator[Runtime]:
     """A runtime on the real servers: empty tables but for what every installation starts with."""
-    async with open_runtime(settings, "test") as made:
-        await made.redis.flushdb()
-        await made.database.rows(emptied)
-        await bootstrap(made)
+    async with AsyncExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sinas_server.roles.open_engine", engine_of)
+            made = await stack.enter_async_context(open_runtime(settings, "test"))
+        await installation.begin(made)
         yield made
 
 

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -114,8 +115,10 @@ def cancel_topic(queue: str) -> str:
     return f"cancel:{queue}"
 
 
-def _claiming(table: Any, *, nested_only: bool) -> ReturningUpdate[Any]:
+@cache
+def _claiming(job: AnyJob, *, nested_only: bool) -> Executable:
     """Takes up to `most` due rows for a worker and gives them, with the status each had before as `was`."""
+    table: Any = job.table
     # In the text of the statement, or a plan for any status could not use the index of the two.
     pending: ColumnElement[str] = literal_column("'PENDING'")
     held: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in TAKEN]
@@ -135,7 +138,7 @@ def _claiming(table: Any, *, nested_only: bool) -> ReturningUpdate[Any]:
         .cte("picked")
     )
     lease = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("lease_seconds", type_=Float))
-    return (
+    return job.claiming(
         update(table)
         .where(table.id == picked.c.id)
         .values(
@@ -157,8 +160,8 @@ class Worker(Generic[R]):
         self.slots = slots
         self.running: dict[UUID, asyncio.Task[None]] = {}
         self._columns = frozenset(job.table.__table__.columns.keys())
-        self._claim_any = job.claiming(_claiming(job.table, nested_only=False))
-        self._claim_nested = job.claiming(_claiming(job.table, nested_only=True))
+        self._claim_any = _claiming(job, nested_only=False)
+        self._claim_nested = _claiming(job, nested_only=True)
         self._claiming = asyncio.Lock()
         """Held until what was claimed is known to be running here."""
         self._nested: set[UUID] = set()

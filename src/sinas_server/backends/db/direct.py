@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import orjson
 import psycopg
@@ -19,14 +20,8 @@ from sinas_server.backends.db import is_abandoned
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 CONNECTIONS = 8
 """Most connections of a process, beside those of its engine."""
-
-
-class _Compiled(NamedTuple):
-    statement: Executable
-    sql: str
-    names: Sequence[str]
-    """Of the parameters, in their order."""
-    defaults: Mapping[str, Any]
+CONSTANTS = 256
+"""More statements than a process has."""
 
 
 class DirectReader:
@@ -37,9 +32,6 @@ class DirectReader:
         self._engine = engine
         self._idle: list[Connection] = []
         self._slots = asyncio.Semaphore(CONNECTIONS)
-        # Numbered parameters are the server's own form: psycopg need not read through the statement each time.
-        self._dialect = PGDialectAsync_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy's
-        self._sql: dict[int, _Compiled] = {}
         self._prepare = True
         self._ended = False
 
@@ -48,7 +40,7 @@ class DirectReader:
 
         Raises SQLAlchemy's errors, so that callers need not know of psycopg.
         """
-        sql, names, defaults = self._compiled(statement)
+        sql, names, defaults = _compiled(statement)
         given = {**defaults, **parameters}
         values = [given[name] for name in names]
         try:
@@ -99,15 +91,6 @@ class DirectReader:
         for connection in idle:
             await connection.close()
 
-    def _compiled(self, statement: Executable) -> tuple[str, Sequence[str], Mapping[str, Any]]:
-        known = self._sql.get(id(statement))
-        if known is None:
-            compiled: SQLCompiler = statement.compile(dialect=self._dialect)  # type: ignore[attr-defined]  # of ClauseElement
-            defaults = {name: value for name, value in compiled.params.items() if value is not None}
-            # Keeping the statement keeps its id from being used again.
-            known = self._sql[id(statement)] = _Compiled(statement, str(compiled), compiled.positiontup or (), defaults)
-        return known.sql, known.names, known.defaults
-
     async def _connect(self) -> Connection:
         positional, named = self._engine.dialect.create_connect_args(self._engine.url)
         connection = await psycopg.AsyncConnection.connect(
@@ -121,3 +104,13 @@ class DirectReader:
         )
         set_json_loads(orjson.loads, connection)
         return connection
+
+
+@lru_cache(CONSTANTS)
+def _compiled(statement: Executable) -> tuple[str, Sequence[str], Mapping[str, Any]]:
+    """SQL, the names of its parameters in their order, and the values that the statement has for them."""
+    # Numbered parameters are the server's own form: psycopg need not read through the statement each time.
+    dialect = PGDialectAsync_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    compiled: SQLCompiler = statement.compile(dialect=dialect)  # type: ignore[attr-defined]  # of ClauseElement
+    defaults = {name: value for name, value in compiled.params.items() if value is not None}
+    return str(compiled), compiled.positiontup or (), defaults
