@@ -23,7 +23,7 @@ class Viewer:
 
     def __init__(self, person: Person, port: int, chat_id: str) -> None:
         headers = {"Authorization": f"Bearer {person.token}"}
-        self.http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60)
+        self.http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60, verify=False)
         self.chat = f"/chats/{chat_id}"
         self.events: list[Event] = []
         self.channel = ""

@@ -117,6 +117,6 @@ def deployed(server_image: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def _healthy(url: str) -> bool:
     try:
-        return httpx2.get(f"{url}/health", timeout=2).status_code == 200
+        return httpx2.get(f"{url}/health", timeout=2, verify=False).status_code == 200
     except httpx2.HTTPError:
         return False

@@ -82,7 +82,7 @@ class Provider:
 
 
 def _browser() -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(trust_env=False, timeout=30)
+    return httpx2.AsyncClient(trust_env=False, timeout=30, verify=False)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Iterable
+from functools import cache
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -154,7 +156,7 @@ class GuardedTransport(httpx2.AsyncHTTPTransport):
     """The transport of every outgoing HTTP client: each new connection, redirects included, passes `refuse`."""
 
     def __init__(self, refuse: Refusal = refuse_metadata, *, max_connections: int = 100) -> None:
-        context = httpx2.create_ssl_context()
+        context = _ssl_context()
         super().__init__(verify=context)
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=context,
@@ -163,3 +165,9 @@ class GuardedTransport(httpx2.AsyncHTTPTransport):
             keepalive_expiry=30,
             network_backend=GuardedBackend(refuse),
         )
+
+
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    """One for the whole process: it takes tens of milliseconds to read all authorities, during which nothing runs."""
+    return httpx2.create_ssl_context()
