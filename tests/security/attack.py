@@ -12,7 +12,6 @@ from pathlib import Path
 
 Answer = Mapping[str, object]
 SECRET = "hunter2"
-X86 = os.uname().machine == "x86_64"
 
 
 @dataclass(frozen=True)

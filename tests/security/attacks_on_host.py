@@ -1,4 +1,4 @@
-"""Attacks on the host: looking around, its files, its network, its kernel."""
+"""Attacks on the host: looking around, its files, its network."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ from tests.security.attack import (
     READ_ONLY,
     SECRET,
     UNREACHABLE,
-    X86,
     Answer,
     Attack,
     Host,
@@ -224,50 +223,3 @@ return opened"""
 
 def _no_way(answer: Answer) -> bool:
     return answer["result"] is None and bool(answer["error"])
-
-
-def kernel() -> list[Attack]:
-    calls: dict[str, tuple[int, int, str]] = {
-        "mount": (165, 40, "0"),
-        "unshare": (272, 97, "0x10000000"),
-        "ptrace": (101, 117, "0"),
-        "bpf": (321, 280, "0"),
-        "perf_event_open": (298, 241, "0"),
-        "keyctl": (250, 219, "0"),
-        "io_uring_setup": (425, 425, "0"),
-        "setns": (308, 268, "0"),
-        "userfaultfd": (323, 282, "0"),
-        "clone3": (435, 435, "0"),
-        "pivot_root": (155, 41, "0"),
-        "open_by_handle_at": (304, 265, "0"),
-    }
-    if X86:
-        calls |= {
-            "x32 getpid": (0x40000000 + 39, -1, "0"),
-            "mknod of a device": (133, -1, 'b"/tmp/dev", 0o20666, 0x103'),
-        }
-    raw = (
-        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-        "return [libc.syscall({}, {}, 0, 0, 0, 0), ctypes.get_errno()]"
-    )
-    clone = (
-        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-        "r = libc.syscall({}, 0x10000000 | 17, 0, 0, 0, 0)\nif r == 0: os._exit(0)\nreturn [r, ctypes.get_errno()]"
-    )
-    return [
-        *(
-            Attack(
-                f"system call {name}",
-                handler(raw.format(numbers[0 if X86 else 1], arguments)),
-                lambda answer: first_of(answer) == -1 and len(result_list(answer)) == 2,
-                namespaces=False,
-            )
-            for name, (*numbers, arguments) in calls.items()
-        ),
-        Attack(
-            "clone into a new user namespace",
-            handler(clone.format(56 if X86 else 220)),
-            gives([-1, 1]),
-            namespaces=False,
-        ),
-    ]

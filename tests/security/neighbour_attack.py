@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from sinas_server.backends.sandbox import Limits, Outcome, Sandbox, Task
 from sinas_server.backends.sandbox.guest import seccomp
 from sinas_server.backends.sandbox.guest import syscalls as sc
+from sinas_server.backends.sandbox.guest.numbers import HERE
 from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
 from sinas_server.backends.sandbox.native.watchdog import tree
 
@@ -143,7 +144,8 @@ def objects() -> Iterator[Prey]:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix:
             unix.bind(abstract)
-            numbers: Prey = {"memory": memory, "queue": queue, "semaphore": semaphore, "robust": 274 if sc.X86 else 100}
+            robust = HERE.numbers["get_robust_list"]
+            numbers: Prey = {"memory": memory, "queue": queue, "semaphore": semaphore, "robust": robust}
             yield {**numbers, "abstract": abstract, "pids": [], "signal": "SIGCONT"}
     finally:
         LIBC.shmctl(memory, IPC_RMID, 0)

@@ -3,30 +3,15 @@
 import ctypes
 import errno
 import os
-import platform
 import signal
 import socket
 import struct
 from pathlib import Path
 
-X86 = platform.machine() == "x86_64"
+from .numbers import HERE
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC_WITH_GIL = ctypes.PyDLL(None, use_errno=True)  # clone must not release the lock that the child would then miss
-
-NUMBERS = {  # name: (x86_64, aarch64)
-    "pivot_root": (155, 41),
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "mount_setattr": (442, 442),
-    "seccomp": (317, 277),
-    "capset": (126, 91),
-    "landlock_create_ruleset": (444, 444),
-    "landlock_add_rule": (445, 445),
-    "landlock_restrict_self": (446, 446),
-    "close_range": (436, 436),
-}
 
 CLONE_NEWNS = 0x20000
 CLONE_NEWCGROUP = 0x2000000
@@ -60,7 +45,7 @@ def _c(value: Argument) -> object:
 
 def call(name: str, *arguments: Argument) -> int:
     """One raw system call by name. Raises `OSError`."""
-    result = int(LIBC.syscall(ctypes.c_long(NUMBERS[name][0 if X86 else 1]), *map(_c, arguments)))
+    result = int(LIBC.syscall(ctypes.c_long(HERE.numbers[name]), *map(_c, arguments)))
     if result < 0:
         raise _error(name)
     return result
@@ -174,7 +159,7 @@ def clone(flags: int) -> tuple[int, int]:
     By clone and not clone3, which container engines refuse: a filter cannot see its flags.
     """
     pidfd = ctypes.c_int(-1)
-    number = ctypes.c_long(NUMBERS["clone"][0 if X86 else 1])
+    number = ctypes.c_long(HERE.numbers["clone"])
     how = ctypes.c_ulong(flags | CLONE_PIDFD | signal.SIGCHLD)
     nothing = ctypes.c_long(0)
     ctypes.pythonapi.PyOS_BeforeFork()
