@@ -47,6 +47,7 @@ from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.job import InterruptedWorkError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
+from sinas_server.kit.cancel import to_the_end
 from sinas_server.kit.schema import violations
 from sinas_server.providers.admit import tokens_asked, within_budgets
 from sinas_server.providers.resolve import NoProviderError, Resolved, resolve_fallback
@@ -94,7 +95,7 @@ class AgentLoop:
             if self.journal.segment.end is not None:  # else it waits, and its readers with it
                 await self.channel.finish(self.journal.segment)
         except asyncio.CancelledError:
-            await self._settle()
+            await to_the_end(self._settle())
             raise
         except LostTurnError:
             await self._settle()

@@ -38,7 +38,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from sinas_server.backends.db import is_lost
 from sinas_server.kernel.heartbeat import Load, PoolStats
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.tables import TAKEN, Base
+from sinas_server.kernel.tables import CANCELED, TAKEN, Base
 
 log = structlog.get_logger()
 POLL_SECONDS = 1.0
@@ -358,10 +358,18 @@ class Worker(Generic[R]):
                     continue
                 with suppress(SQLAlchemyError):
                     kept = {row.id for row in await self.runtime.database.rows(statement)}
-                    self._cancel(asked - kept)
+                    if kept != asked:
+                        self._cancel(asked - kept - await self._let_go(asked - kept))
+
+    async def _let_go(self, row_ids: set[UUID]) -> set[UUID]:
+        """Those whose own run has brought them to an end or a wait: it is still telling those who wait for that."""
+        table: Any = self.job.table
+        mine = (table.worker == self.runtime.worker_name, table.status != CANCELED)
+        found = await self.runtime.database.rows(select(table.id).where(table.id.in_(row_ids), *mine))
+        return {row.id for row in found}
 
     def _cancel(self, row_ids: set[UUID]) -> None:
-        """Stop what is no longer ours: canceled, or taken over after a long silence."""
+        """Stop what is no longer ours: canceled, deleted, or taken over after a long silence."""
         for row_id in row_ids:
             task = self.running.get(row_id)
             if task:

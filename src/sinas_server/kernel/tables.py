@@ -157,6 +157,8 @@ event.listen(AuditRow.__table__, "after_create", _make_append_only)
 
 TAKEN = ("RUNNING", "AWAITING_INPUT")
 """The states in which a worker holds a row: it must keep the lease, or the row is lost and another takes it."""
+CANCELED = "CANCELLED"
+"""The state in which whoever canceled a row leaves it to the worker that runs it, if there is one."""
 
 
 class Leased:

@@ -1,6 +1,8 @@
 """Making sure that a canceled task stops."""
 
 import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
 
 
 def stop_if_canceled() -> None:
@@ -11,3 +13,12 @@ def stop_if_canceled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def to_the_end(work: Coroutine[object, object, None]) -> None:
+    """Do what must be done when the current task is canceled, even if it is canceled again meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    task.result()
