@@ -1,13 +1,17 @@
 """Stopping, busy chats, and turns whose workers are gone."""
 
 import asyncio
+import dataclasses
+from collections.abc import Sequence
 
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
-from sinas_server.chats.stop import SETTLE_LOOP
+from sinas_server.backends.stream import Position, StreamEvent
+from sinas_server.backends.stream.redis import RedisStreams
+from sinas_server.chats.stop import SETTLE_LOOP, settle
 from sinas_server.chats.tables import ChannelRow, MessageRow, ToolCallRow, TurnRow
 from sinas_server.kernel.runtime import Runtime
-from tests.chats.conftest import CountingTools, Declare, get_chat, open_chat, reread, stream, text_of
+from tests.chats.conftest import CountingTools, Declare, get_chat, open_chat, reread, stream, text_of, working
 from tests.people import Person
 
 LONG = "A long answer that takes its time. " * 20
@@ -52,6 +56,43 @@ async def test_what_was_said_until_the_stop_is_kept(
     assert chat["last_turn"]["status"] == "CANCELLED"
     assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "idle", "withdrawn": 0}
     assert text_of(await reread(user, chat_id, chat["last_turn"]["channel_id"])) == said
+
+
+class DeafWorker(RedisStreams):
+    """Whoever settles a turn gets on only after its worker, which has not heard of the stop, has said more."""
+
+    more: asyncio.Event | None = None
+
+    async def append(self, channel: str, events: Sequence[StreamEvent], *, tell: Sequence[str] = ()) -> None:
+        await super().append(channel, events, tell=tell)
+        if self.more is not None:
+            self.more.set()
+
+    async def seal(self, channel: str, upto: Position) -> list[StreamEvent]:
+        found = await super().seal(channel, upto)
+        self.more = asyncio.Event()
+        await self.more.wait()
+        return found
+
+
+async def test_nobody_hears_more_of_a_worker_that_has_not_heard_of_the_stop_than_is_kept(
+    user: Person, declare: Declare, runtime: Runtime
+) -> None:
+    settings = runtime.settings.model_copy(update={"job_lease_seconds": 3600})  # it does not look by itself either
+    deaf = dataclasses.replace(runtime, settings=settings, streams=DeafWorker(runtime.redis))
+    chat_id = await open_chat(user, await declare("slow", default=LONG * 20, delay_ms=30))
+    async with working(deaf):
+        streaming = asyncio.create_task(stream(user, chat_id, "go"))
+        await has_text(runtime, await channel_of(user, chat_id))
+        async with runtime.database.unit() as db:
+            turn = (await db.execute(update(TurnRow).values(status="CANCELLED").returning(TurnRow.id))).scalar_one()
+        await settle(deaf, turn)
+        events = await streaming
+    assert events[-1].data == {"type": "done", "status": "cancelled"}
+    said = (await get_chat(user, chat_id))["messages"][1]["content"]
+    assert said
+    assert text_of(events) == said
+    assert text_of(await reread(user, chat_id, (await get_chat(user, chat_id))["last_turn"]["channel_id"])) == said
 
 
 async def test_a_stop_during_a_call_leaves_a_whole_history(

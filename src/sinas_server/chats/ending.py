@@ -140,9 +140,7 @@ async def cancel_unbegun(db: Db, runtime: Runtime, which: ColumnElement[bool]) -
     return len(chat_ids)
 
 
-async def settle_canceled(db: Db, runtime: Runtime, segment: Segment, said: tuple[Runs, int]) -> Segment | None:
-    """Complete the end of a canceled turn: the segment with its end; None if there is nothing left to do."""
-    turn = await locked_turn(db, segment.turn_id)
-    if turn is None or turn.status != Status.CANCELLED or turn.finished_at is not None:
-        return None
-    return await close(db, runtime, turn, segment, Ending(Status.CANCELLED, partial=said))
+async def lock_canceled(db: Db, turn_id: UUID) -> TurnRow | None:
+    """A canceled turn, locked, whose end is to be completed; None if there is nothing left to do."""
+    turn = await locked_turn(db, turn_id)
+    return turn if turn is not None and turn.status == Status.CANCELLED and turn.finished_at is None else None

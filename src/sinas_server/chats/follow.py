@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from sinas_server.backends.stream import Position, StreamEvent, StreamUnavailableError
+from sinas_server.backends.stream import LAST, Position, StreamEvent, StreamUnavailableError
 from sinas_server.chats.events import ENDS, payload, rest, trimmed
 from sinas_server.chats.live import topic
 from sinas_server.chats.record import end_of, read_channel, read_segment, read_turn
@@ -18,7 +18,7 @@ IDLE_SECONDS = 5.0
 
 def deleted() -> StreamEvent:
     """The last event of every channel of a deleted chat."""
-    return StreamEvent(Position((1 << 53) - 1, 1), "error", b'{"error":"the chat was deleted"}')
+    return StreamEvent(Position(LAST, 1), "error", b'{"error":"the chat was deleted"}')
 
 
 async def journaled(runtime: Runtime, channel_id: UUID) -> list[StreamEvent] | None:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from sqlalchemy import Executable, Row, update
 
 from sinas_server.backends.llm import Answer as ModelAnswer
-from sinas_server.chats.ending import Ending, close, settle_canceled
+from sinas_server.chats.ending import Ending, close, lock_canceled
 from sinas_server.chats.events import Answer, Call, Runs, Segment
 from sinas_server.chats.queued import IS_TOLD, hear, leave
 from sinas_server.chats.record import (
@@ -317,11 +317,14 @@ class Journal:
     async def canceled(self, partial: Runs, offset: int, call: ModelCall | None = None) -> bool:
         """If the turn was canceled, keep what was said so far and end it; otherwise it is not ours to end."""
         async with self.runtime.database.unit() as db:
-            settled = await settle_canceled(db, self.runtime, self.segment, (partial, offset))
-            if settled is not None:
-                await self._spent(db, call)
-        self.segment = settled or self.segment
-        return settled is not None
+            turn = await lock_canceled(db, self.turn.id)
+            if turn is None:
+                return False
+            ending = Ending(Status.CANCELLED, partial=(partial, offset))
+            segment = await close(db, self.runtime, turn, self.segment, ending)
+            await self._spent(db, call)
+        self.segment = segment
+        return True
 
     async def _spent(self, db: Db, call: ModelCall | None) -> None:
         """Count a call whose answer is not kept."""

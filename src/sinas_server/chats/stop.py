@@ -4,11 +4,11 @@ from uuid import UUID
 
 from sqlalchemy import func, or_, select
 
-from sinas_server.backends.stream import START, StreamUnavailableError
-from sinas_server.chats.ending import Ending, end_open, settle_canceled
-from sinas_server.chats.events import spoken
+from sinas_server.backends.stream import LAST, Position, StreamUnavailableError
+from sinas_server.chats.ending import Ending, close, end_open, lock_canceled
+from sinas_server.chats.events import Runs, answer_phase, spoken
 from sinas_server.chats.live import send_end
-from sinas_server.chats.record import read_channel, read_segment, read_turn
+from sinas_server.chats.record import read_channel, read_segment, within
 from sinas_server.chats.send import wait_turn
 from sinas_server.chats.start import open_turn
 from sinas_server.chats.tables import ChatRow, Status, TurnRow
@@ -41,20 +41,26 @@ async def await_stop(runtime: Runtime, turn_id: UUID) -> None:
 
 async def settle(runtime: Runtime, turn_id: UUID) -> None:
     """Do for a canceled turn what its worker did not: keep the text that readers have, and end its channel."""
-    turn = await read_turn(runtime.database.read, turn_id)
-    channel = await read_channel(runtime.database.read, turn.channel_id) if turn is not None else None
-    if turn is None or channel is None:
-        return
-    segment = await read_segment(runtime.database.read, channel, turn)
+    async with runtime.database.unit() as db:
+        turn = await lock_canceled(db, turn_id)
+        channel = await read_channel(within(db), turn.channel_id) if turn is not None else None
+        if turn is None or channel is None:
+            return
+        segment = await read_segment(within(db), channel, turn)
+        # Locked, so that a worker that is only slow keeps no more than what was heard of it until here.
+        ending = Ending(Status.CANCELLED, partial=await _heard(runtime, turn))
+        segment = await close(db, runtime, turn, segment, ending)
+    await send_end(runtime, segment)
+
+
+async def _heard(runtime: Runtime, turn: TurnRow) -> tuple[Runs, int]:
+    """What readers have of the current answer, and the position it follows; they get nothing more of it."""
     try:
-        _, events = await runtime.streams.read(str(channel.id), START)
+        events = await runtime.streams.seal(str(turn.channel_id), Position(answer_phase(turn.step), LAST))
     except StreamUnavailableError:
         events = []
     offset, said = spoken(events, turn.step)
-    async with runtime.database.unit() as db:
-        settled = await settle_canceled(db, runtime, segment, (said, offset))
-    if settled is not None:
-        await send_end(runtime, settled)
+    return said, offset
 
 
 async def _sweep(runtime: Runtime) -> None:

@@ -49,12 +49,14 @@ class Position:
         """Read `3-120`, or `3` for `3-0`. Raises ValueError."""
         step, _, offset = text.partition("-")
         found = cls(int(step), int(offset or 0))
-        if found.step < 0 or found.offset < 0 or found.step >= 1 << 53 or found.offset >= 1 << 53:
+        if found.step < 0 or found.offset < 0 or found.step > LAST or found.offset > LAST:
             raise ValueError(f"not a stream position: {text!r}")
         return found
 
 
 START = Position(0, 0)
+LAST = (1 << 53) - 1
+"""The highest step and offset."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,14 @@ class EventStreams(Protocol):
         ...
 
     async def append(self, channel: str, events: Sequence[StreamEvent], *, tell: Sequence[str] = ()) -> None:
-        """Add events in order. One already there is skipped. Raises `StreamLostError` if the channel is gone."""
+        """Add events in order. One that is there already is skipped, and one before a seal is left out.
+
+        Raises `StreamLostError` if the channel is gone.
+        """
+        ...
+
+    async def seal(self, channel: str, upto: Position) -> list[StreamEvent]:
+        """Its events; from now on none is added to it at a position up to this one."""
         ...
 
     async def read(self, channel: str, after: Position) -> tuple[bool, list[StreamEvent]]:

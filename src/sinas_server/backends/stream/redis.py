@@ -1,7 +1,8 @@
 """Signals over one pub/sub subscription per process, and event streams over Redis Streams."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypedDict
 
@@ -19,6 +20,8 @@ ALWAYS = "sinas:signals"
 JOIN_SECONDS = 1.0
 MARK = Position(0, 1)
 """The first entry of every stream: tells a stream that is complete from one that Redis lost and a writer resumed."""
+REFUSED = re.compile("no such key|smaller than")
+"""What XSETID says of a stream that is gone, and of one whose last entry is further."""
 
 
 class _Listener:
@@ -174,7 +177,7 @@ class RedisStreams:
                 answers = await pipe.execute(raise_on_error=False)
         for answer in answers[: len(events)]:
             if isinstance(answer, ResponseError) and "equal or smaller" in str(answer):
-                continue  # sent before, and only the answer was lost
+                continue  # sent before, and only the answer was lost; or sealed
             if isinstance(answer, Exception):
                 raise answer
             if answer is None:
@@ -188,10 +191,21 @@ class RedisStreams:
                 pipe.exists(_key(channel))
                 pipe.xrange(_key(channel), min=f"({start}")
                 exists, entries = await pipe.execute()
-        return bool(exists), [
-            StreamEvent(Position.parse(entry.decode()), fields[b"n"].decode(), fields[b"d"])
-            for entry, fields in entries
-        ]
+        return bool(exists), _events(entries)
+
+    async def seal(self, channel: str, upto: Position) -> list[StreamEvent]:
+        """XSETID and XRANGE in one transaction; a stream that is gone or further already is left as it is."""
+        key = _key(channel)
+        with _reachable():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.execute_command("XSETID", key, str(upto))
+                pipe.xrange(key, min=f"({MARK}")
+                sealed, entries = await pipe.execute(raise_on_error=False)
+        if isinstance(entries, Exception):
+            raise entries
+        if isinstance(sealed, Exception) and not (isinstance(sealed, ResponseError) and REFUSED.search(str(sealed))):
+            raise sealed
+        return _events(entries)
 
     async def drop(self, channel: str) -> None:
         """DEL."""
@@ -202,6 +216,12 @@ class RedisStreams:
         """EXPIRE."""
         with _reachable():
             await self._redis.expire(_key(channel), seconds)
+
+
+def _events(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[StreamEvent]:
+    return [
+        StreamEvent(Position.parse(entry.decode()), fields[b"n"].decode(), fields[b"d"]) for entry, fields in entries
+    ]
 
 
 def _key(channel: str) -> str:
