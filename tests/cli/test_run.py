@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_the_result_is_json_on_stdout_and_the_rest_on_stderr(at: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"given": {"n": 1}, "by": "ada@example.com", "trigger": "MANUAL"}
     assert done.stderr == "to the log\n"
+
+
+def test_it_starts_without_what_serves_the_platform() -> None:
+    """That takes longer than everything else."""
+    code = "import sys, sinas_server.cli.run; print({'sqlalchemy', 'psycopg', 'redis', 'fastapi'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_failure_shows_the_traceback_and_a_limit_its_value(at: Path) -> None:

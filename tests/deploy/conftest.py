@@ -13,7 +13,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from sinas_server.backends.embedded import embedded_servers
-from tests.backends.sandbox.engine import docker, image, missing_engine
+from tests.backends.sandbox.engine import build, docker, image, missing_engine
 from tests.live import free_port
 
 SOCKET = "/var/run/docker.sock"
@@ -29,7 +29,7 @@ def server_image() -> str:
     reason = missing_engine()
     if reason is not None:
         pytest.skip(reason)
-    docker("build", "--file", "deploy/server.Dockerfile", "--tag", "sinas-server-test", ".", timeout=900)
+    build("deploy/server.Dockerfile", "sinas-server-test")
     return "sinas-server-test"
 
 

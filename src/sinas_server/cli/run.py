@@ -18,7 +18,7 @@ from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
 from sinas_server.cli.console import fail, say
 from sinas_server.dependencies.install import open_directories, open_tool
 from sinas_server.dependencies.requirement import as_requirement
-from sinas_server.functions.kind import legacy_entry_point, syntax_problem
+from sinas_server.functions.source import legacy_entry_point, syntax_problem
 from sinas_server.kit.json import BadJsonError, parse
 from sinas_server.settings import Settings
 

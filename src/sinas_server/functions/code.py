@@ -18,7 +18,8 @@ from pydantic import JsonValue
 from sinas_server.backends.sandbox import Egress
 from sinas_server.functions import execute
 from sinas_server.functions.execute import Order
-from sinas_server.functions.kind import MAX_CODE, FunctionSpec, syntax_problem
+from sinas_server.functions.kind import MAX_CODE, FunctionSpec
+from sinas_server.functions.source import syntax_problem
 from sinas_server.functions.tables import ExecutionRow, Trigger
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import InvalidError, Location

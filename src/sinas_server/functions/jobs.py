@@ -47,9 +47,10 @@ from sinas_server.backends.sandbox.config import limits
 from sinas_server.functions.code import LIMIT_NAME, as_function, script_input
 from sinas_server.functions.concurrency import admit
 from sinas_server.functions.execute import OURS, Standing, ours, topic
-from sinas_server.functions.kind import SHARED_POOL, FunctionSpec, legacy_entry_point
+from sinas_server.functions.kind import SHARED_POOL, FunctionSpec
 from sinas_server.functions.live_log import LiveLog
 from sinas_server.functions.patience import patiently
+from sinas_server.functions.source import legacy_entry_point
 from sinas_server.functions.tables import QUEUE, Cause, ExecutionRow, Status, Trigger
 from sinas_server.functions.trusted import TrustedHost, find_owner
 from sinas_server.identity.execution_grants import closing_grants, grant_token, opening_grants

@@ -1,40 +1,21 @@
 """The function kind: what a user declares, and the rules its code and schemas must meet."""
 
-import ast
-import warnings
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from sinas_server.backends.sandbox import Egress
+from sinas_server.functions.source import syntax_problem
 from sinas_server.kernel.errors import ForbiddenError
 from sinas_server.kernel.fields import JsonSchema, is_stored
 from sinas_server.kernel.kind import Kind, Spec
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.unit import Db
-from sinas_server.kit.json import has_nul
 
 MAX_CODE = 1_000_000
 """The most characters of code a function may have."""
 SHARED_POOL = "sinas.functions.shared_pool:all"
 """The permission to have functions run as trusted code in the shared pool."""
-
-
-def syntax_problem(code: str) -> str | None:
-    """Why Python cannot parse code, None if it can; the code is never compiled or run here."""
-    if has_nul(code):
-        return "source code must not contain NUL characters"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(code)
-    except SyntaxError as error:
-        return f"Syntax error in line {error.lineno or 1}: {error.msg}"
-    except (RecursionError, MemoryError):
-        return "the code is nested too deeply"
-    except ValueError as error:  # lone surrogates
-        return f"the code is not valid text: {error}"
-    return None
 
 
 def _check_code(code: str, info: ValidationInfo) -> str:
@@ -113,8 +94,3 @@ FUNCTION = Kind(
     discover="read",
     description="Python functions that run in a sandbox, called by users, agents, webhooks and schedules.",
 )
-
-
-def legacy_entry_point(name: str) -> str:
-    """The name that older functions give to what is now called `handler`."""
-    return name.replace("-", "_")

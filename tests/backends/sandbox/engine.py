@@ -1,10 +1,12 @@
 """A Docker engine for tests and the sandbox image in it; tests that need one are skipped with the reason without it."""
 
+import fcntl
 import functools
 import os
 import secrets
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from sinas_server.backends.sandbox.docker import DockerConfig, DockerSandbox
 from sinas_server.backends.sandbox.guest import wire
 
 ROOT = Path(__file__).parent.parent.parent.parent
-BUILD_SECONDS = 300
+BUILD_SECONDS = 1200
+"""With all dependencies from the network, on a machine that tests keep busy."""
 BASE = "python:3.11-slim"
 
 
@@ -50,8 +53,15 @@ def image() -> str:
     """The name of the sandbox image of this source, built as a user would build it."""
     name = f"sinas-sandbox-test:{wire.fingerprint()}"
     if not docker("image", "ls", "--quiet", name):
-        docker("build", "--file", "deploy/sandbox.Dockerfile", "--tag", name, ".", timeout=BUILD_SECONDS)
+        build("deploy/sandbox.Dockerfile", name)
     return name
+
+
+def build(file: str, name: str) -> None:
+    """Build an image of this source. One process at a time: another one that wants it finds the layers made."""
+    with Path(tempfile.gettempdir(), "sinas-test-images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        docker("build", "--file", file, "--tag", name, ".", timeout=BUILD_SECONDS)
 
 
 def open_docker(config: SandboxConfig, **changes: str) -> DockerSandbox:
