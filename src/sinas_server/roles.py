@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 import uvloop
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
 
 from sinas_server import catalog
 from sinas_server.app import create_app
@@ -29,6 +26,7 @@ from sinas_server.backends.mail.outbox import OutboxMailer
 from sinas_server.backends.mail.smtp import SmtpMailer, SmtpServer
 from sinas_server.backends.oidc import OidcClient, OidcProvider
 from sinas_server.backends.queue.redis import RedisWake
+from sinas_server.backends.redis import open_redis
 from sinas_server.backends.render.process import ProcessRenderer
 from sinas_server.backends.sandbox import Sandbox
 from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
@@ -80,12 +78,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
     """Connect to everything a process needs, and receive signals while the context is open."""
     url = settings.sqlalchemy_url.render_as_string(hide_password=False)
     engine = open_engine(url, pool_size=pool_size, prepare=settings.database_prepare)
-    redis: Redis = Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        max_connections=None,
-        retry=Retry(ConstantBackoff(0.05), 3),
-        socket_connect_timeout=5,
-    )
+    redis = open_redis(settings.redis_url.get_secret_value())
     signals = RedisSignals(redis)
     renderer = ProcessRenderer(settings.template_timeout)
     runtime = Runtime(

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from sinas_server.kit.cancel import stop_if_canceled
-
 MAX_TOKENS = 100
 """Tokens are hints; more of them than this say nothing new. Workers that are never idle leave theirs behind."""
 
@@ -26,7 +24,6 @@ class RedisWake:
                 await self._redis.ltrim(key, 0, MAX_TOKENS // 2)
         except (RedisError, OSError):
             return
-        stop_if_canceled()
 
     async def wait(self, queues: Sequence[str], timeout_seconds: float) -> str | None:
         """Wait for a token of any of `queues`, in their order."""
@@ -35,6 +32,5 @@ class RedisWake:
         except (RedisError, OSError):
             await asyncio.sleep(min(timeout_seconds, 0.2))
             return None
-        stop_if_canceled()
         key = found[0] if found else None
         return key.decode().removeprefix("sinas:wake:") if isinstance(key, bytes) else None

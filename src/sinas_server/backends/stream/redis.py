@@ -13,7 +13,6 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sinas_server.backends.stream import Position, StreamEvent, StreamLostError, StreamUnavailableError
-from sinas_server.kit.cancel import stop_if_canceled
 
 ALWAYS = "sinas:signals"
 """Received by every process, so that there is always a subscription."""
@@ -110,7 +109,6 @@ class RedisSignals:
         asked: set[str] = set()
         while missing := self._channels.keys() - asked:
             await pubsub.subscribe(*missing)
-            stop_if_canceled()
             asked |= missing
         self._pubsub = pubsub
 
