@@ -111,6 +111,15 @@ def upgrade() -> None:
         postgresql_where=sa.text("session_key IS NOT NULL AND NOT archived"),
     )
     op.create_table(
+        "earlier_usage",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("api_key_id", sa.Uuid(), nullable=False),
+        sa.Column("agent_id", sa.Uuid(), nullable=False),
+        sa.Column("tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cost_usd", sa.Numeric(precision=20, scale=10), nullable=False),
+        sa.PrimaryKeyConstraint("user_id", "api_key_id", "agent_id"),
+    )
+    op.create_table(
         "executions",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("user_id", sa.Uuid(), nullable=False),
@@ -992,6 +1001,7 @@ def downgrade() -> None:
     )
     op.drop_index("ix_executions_batch", table_name="executions", postgresql_where=sa.text("batch_id IS NOT NULL"))
     op.drop_table("executions")
+    op.drop_table("earlier_usage")
     op.drop_index(
         "uq_chats_session", table_name="chats", postgresql_where=sa.text("session_key IS NOT NULL AND NOT archived")
     )

@@ -80,6 +80,7 @@ from sinas_server.providers.bootstrap import bootstrap as bootstrap_providers
 from sinas_server.providers.budget import BUDGET, SPENDING_LOOP
 from sinas_server.providers.check import check_router
 from sinas_server.providers.kind import PROVIDER
+from sinas_server.providers.retention import USAGE_LOOP
 from sinas_server.secrets import routes as secrets
 from sinas_server.secrets.departure import forget_secrets
 from sinas_server.secrets.kind import SECRET
@@ -174,7 +175,7 @@ FUNCTION_LOOPS: tuple[Loop, ...] = (ADMIT_LOOP, CALLBACK_LOOP, BATCH_LOOP, RETEN
 LOOPS: tuple[Loop, ...] = (
     *(PURGE_LOOP, TASKS_LOOP, SWEEP_LOOP, EXPIRY_LOOP, SETTLE_LOOP, WAITS_LOOP),
     *(CHAT_BATCH_LOOP, FORGET_LOOP, SPENDING_LOOP, LATE_HOOKS_LOOP, PRUNE_LOOP, BLOBS_LOOP),
-    *FUNCTION_LOOPS,
+    *(USAGE_LOOP, *FUNCTION_LOOPS),
 )
 """Run by the scheduler."""
 

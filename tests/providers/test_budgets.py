@@ -1,15 +1,19 @@
 """Budgets: refused before the call, by name; exact in PostgreSQL, and never passed by many calls at once."""
 
 import asyncio
+import dataclasses
+from datetime import timedelta
 
 import pytest
 from fastapi import FastAPI
 from redis.exceptions import ConnectionError as RedisDown
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 
 from sinas_server.chats.tables import TurnRow
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.providers.tables import BudgetRow, SpendingRow
+from sinas_server.providers import retention
+from sinas_server.providers.retention import USAGE_LOOP, purge_usage
+from sinas_server.providers.tables import BudgetRow, SpendingRow, UsageRow
 from tests.chats.conftest import get_chat, open_chat, working
 from tests.fakes.llm_server import Call, FakeLLM, Reply
 from tests.people import Person, make_key, make_person
@@ -139,6 +143,45 @@ async def test_a_new_budget_knows_what_was_spent(provide: Provide, fake: FakeLLM
     assert (await quota(admin))[0]["used_tokens"] == 400
     assert (await admin.http.delete("/api/v1/budgets/mine")).status_code == 204
     assert await quota(admin) == []
+
+
+async def test_calls_that_are_forgotten_count_in_budgets_that_never_begin_anew(
+    provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await provide("main", config={"prices": {"*": {"input": 100, "output": 100}}})
+    fake.default = TOLD  # a cent
+    by_key = {"Authorization": f"Bearer {await make_key(runtime, admin.id, 'sinas.*:all')}"}
+    key_id = (await admin.http.get("/api/v1/api-keys")).json()[0]["id"]
+    for headers in ({}, {}, by_key, by_key):
+        assert (await admin.http.post(URL, json=ASKED, headers=headers)).status_code == 200
+    rows = await runtime.database.rows(select(UsageRow.id).order_by(UsageRow.id))
+    aged = update(UsageRow).where(UsageRow.id.in_([row.id for row in rows[:3]]))
+    await runtime.database.rows(aged.values(at=func.now() - timedelta(days=399, hours=23)))
+    await purge_usage(runtime)
+    await runtime.database.rows(aged.values(at=func.now() - timedelta(days=400, hours=1)))
+    forever = runtime.settings.model_copy(update={"usage_retention_days": 0})
+    await purge_usage(dataclasses.replace(runtime, settings=forever))
+    assert len(await runtime.database.rows(select(UsageRow.id))) == 4
+    monkeypatch.setattr(retention, "AT_ONCE", 2)  # the three take two statements
+    await purge_usage(runtime)
+    assert [row.id for row in await runtime.database.rows(select(UsageRow.id))] == [rows[3].id]
+    assert (await admin.http.get("/api/v1/usage")).json()["totals"]["calls"] == 1
+    for name, fields in {
+        "a": {"subject": admin.email, "period": "total"},
+        "b": {"applies_to": "api_key", "subject": key_id, "period": "total"},
+        "c": {"applies_to": "role", "subject": "Admins", "period": "total", "each_user": True},
+        "d": {"subject": admin.email, "period": "month"},
+    }.items():
+        await limit(admin, name, **fields)
+    await USAGE_LOOP.step(runtime)
+    counted = await runtime.database.rows(
+        select(BudgetRow.name, SpendingRow.tokens, SpendingRow.cost_usd)
+        .join(SpendingRow, SpendingRow.budget_id == BudgetRow.id)
+        .order_by(BudgetRow.name)
+    )
+    assert [(row.name, row.tokens, float(row.cost_usd)) for row in counted] == [
+        *[("a", 400, 0.04), ("b", 200, 0.02), ("c", 400, 0.04), ("d", 100, 0.01)]
+    ]
 
 
 async def test_two_calls_at_the_limit(provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime) -> None:

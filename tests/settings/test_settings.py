@@ -113,6 +113,7 @@ def test_ollama_is_given_as_ollama_itself_reads_it(monkeypatch: pytest.MonkeyPat
         ("POOL_MIN_SIZE", "0", "greater than or equal to 1"),
         ("SANDBOX_MIN_SIZE", "21", "must not be greater than SANDBOX_MAX_SIZE"),
         ("SANDBOX_MIN_IDLE", "21", "must not be greater than SANDBOX_MAX_SIZE"),
+        ("USAGE_RETENTION_DAYS", "31", "must be 0, or cover a month"),
         ("AUTO_APPLY_CONFIG", "true", "needs CONFIG_FILE"),
         ("CALLBACK_ALLOWED_HOSTS", "a.example, b.example:http", "'b.example:http' names no port"),
         ("CALLBACK_ALLOWED_HOSTS", "https://a.example", "'https://a.example' names no port"),

@@ -6,7 +6,20 @@ from typing import Literal
 from uuid import UUID
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Select, Text, and_, cast, delete, func, literal, literal_column, select, text
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    Text,
+    and_,
+    cast,
+    delete,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.types import Uuid
 
@@ -20,7 +33,7 @@ from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Db
 from sinas_server.providers.kind import ANY_NAME
-from sinas_server.providers.tables import BudgetRow, SpendingRow, UsageRow
+from sinas_server.providers.tables import BudgetRow, EarlierUsageRow, SpendingRow, UsageRow
 from sinas_server.providers.usage import NOBODY, period_start
 
 
@@ -106,12 +119,12 @@ async def _recount(db: Db, budget_id: UUID, spec: BudgetSpec, subject: UUID) -> 
     """What has been spent in this period already; of a role, by those who are in it now."""
     await db.execute(delete(SpendingRow).where(SpendingRow.budget_id == budget_id))
     start = period_start(literal(spec.period))
-    whose = UsageRow.user_id if spec.each_user else literal(NOBODY, Uuid)
-    tokens = func.sum(UsageRow.prompt_tokens + UsageRow.completion_tokens)
-    cost = func.sum(func.coalesce(UsageRow.cost_usd, 0))
+    whose = _CALLS.c.user_id if spec.each_user else literal(NOBODY, Uuid)
     spent = (
-        select(literal(budget_id, Uuid), whose.label("whose"), start, tokens, cost)
-        .where(UsageRow.at >= start, _counts(spec, subject))
+        select(
+            literal(budget_id, Uuid), whose.label("whose"), start, func.sum(_CALLS.c.tokens), func.sum(_CALLS.c.cost)
+        )
+        .where(_CALLS.c.at >= start, _counts(spec, subject))
         .group_by(text("whose"))
         .having(func.count() > 0)
     )
@@ -119,14 +132,31 @@ async def _recount(db: Db, budget_id: UUID, spec: BudgetSpec, subject: UUID) -> 
     await db.execute(insert(SpendingRow).from_select(columns, spent))
 
 
+def _calls() -> CompoundSelect[*tuple[object, ...]]:
+    tokens, cost = UsageRow.prompt_tokens + UsageRow.completion_tokens, func.coalesce(UsageRow.cost_usd, 0)
+    kept = select(
+        *(UsageRow.user_id, UsageRow.api_key_id, UsageRow.agent_id, UsageRow.at),
+        *(tokens.label("tokens"), cost.label("cost")),
+    )
+    earlier = EarlierUsageRow
+    forgotten = select(
+        *(earlier.user_id, earlier.api_key_id, earlier.agent_id, func.to_timestamp(0)), earlier.tokens, earlier.cost_usd
+    )
+    return kept.union_all(forgotten)
+
+
+_CALLS = _calls().subquery("calls")
+"""Every call that was kept; what came before, in sums, at the beginning of time."""
+
+
 def _counts(spec: BudgetSpec, subject: UUID) -> ColumnElement[bool]:
     if spec.applies_to == "user":
-        return UsageRow.user_id == subject
+        return _CALLS.c.user_id == subject
     if spec.applies_to == "agent":
-        return UsageRow.agent_id == subject
+        return _CALLS.c.agent_id == subject
     if spec.applies_to == "api_key":
-        return UsageRow.api_key_id == subject
-    return UsageRow.user_id.in_(select(UserRoleRow.user_id).where(UserRoleRow.role_id == subject))
+        return _CALLS.c.api_key_id == subject
+    return _CALLS.c.user_id.in_(select(UserRoleRow.user_id).where(UserRoleRow.role_id == subject))
 
 
 BUDGET: Kind[BudgetSpec] = Kind(

@@ -46,6 +46,19 @@ class UsageRow(Base):
     """Whether the tokens are guessed from the text, because the answer was cut off before its provider told them."""
 
 
+class EarlierUsageRow(Base):
+    """What calls came to that are forgotten: all that budgets without a period need to know of them."""
+
+    __tablename__ = "earlier_usage"
+
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    api_key_id: Mapped[UUID] = mapped_column(primary_key=True)
+    """All zeros for none, as in the next."""
+    agent_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    cost_usd: Mapped[Decimal] = mapped_column(Numeric(20, 10))
+
+
 class BudgetRow(Base):
     """A budget as it is looked up before each call: one row per active resource of the kind `budget`."""
 

@@ -44,6 +44,8 @@ class Settings(WorkSettings, AgentSettings, FunctionSettings, PeopleSettings, Se
             raise ValueError("AUTO_APPLY_CONFIG needs CONFIG_FILE")
         if self.callback_allowed_hosts and self.callback_secret is None:
             raise ValueError("CALLBACK_ALLOWED_HOSTS needs CALLBACK_SECRET")
+        if 0 < self.usage_retention_days <= 31:
+            raise ValueError("USAGE_RETENTION_DAYS must be 0, or cover a month, which budgets count: at least 32")
         if self.oidc_issuer and not self.oidc_client_id:
             raise ValueError("OIDC_ISSUER needs OIDC_CLIENT_ID")
         if "openid" not in self.oidc_scopes.split():

@@ -39,6 +39,12 @@ class WorkSettings(BaseSettings):
     execution_retention_days: int = Field(
         90, ge=1, description="Days for which executions that have ended are kept, with their results and output."
     )
+    usage_retention_days: int = Field(
+        400,
+        ge=0,
+        description="Days for which each call of a model is kept, at least 32; 0 keeps all. Budgets count the calls "
+        "before, too; the statistics of usage do not.",
+    )
     callback_allowed_hosts: Hosts = Field(
         (),
         description="Comma-separated host names (`*.example.com` for all below), addresses or networks that "
