@@ -192,8 +192,13 @@ CHAT_MEMBERS = BatchMembers(
 """What the catalog registers for chats."""
 
 
+_OPEN = select(BatchTurnRow.turn_id).where(BatchTurnRow.ended.is_(None)).limit(1)
+
+
 async def _tend(runtime: Runtime) -> None:
     """Fail those that wait for people, and note the ends of others."""
+    if not await runtime.database.lookup(_OPEN, {}):
+        return
     await _fail_suspended(runtime)
     await _note_quiet_ends(runtime)
     while await _note_ends(runtime) == AT_ONCE:

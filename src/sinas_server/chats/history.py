@@ -11,8 +11,9 @@ from typing import cast
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import Integer, Uuid, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import Integer, Uuid, and_, bindparam, func, or_, select
 
+from sinas_server.backends.db.direct import constant
 from sinas_server.backends.llm import AssistantMessage, Message, ToolCall, ToolMessage, UserMessage
 from sinas_server.chats.content import for_model
 from sinas_server.chats.path import newest_of
@@ -49,7 +50,7 @@ _NEWEST = newest_of(_CHAT_ID, _BRANCH, _MOST).cte("newest")
 _ASKED = select(*(MessageRow.__table__.columns[name] for name in _COLUMNS)).where(
     or_(
         MessageRow.id == bindparam("asked", type_=Uuid),
-        and_(MessageRow.turn_id == bindparam("of_turn", type_=Uuid), MessageRow.role == literal_column("'user'")),
+        and_(MessageRow.turn_id == bindparam("of_turn", type_=Uuid), MessageRow.role == constant("user")),
     ),
     MessageRow.seq < select(func.min(_NEWEST.c.seq)).scalar_subquery(),
 )

@@ -4,6 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import delete, or_, select, update
 
+from sinas_server.backends.db.direct import constant
 from sinas_server.chats.hooks import late_content
 from sinas_server.chats.tables import LateHookRow, MessageRow, SummaryRow
 from sinas_server.functions.tables import ENDED, ExecutionRow
@@ -13,15 +14,17 @@ from sinas_server.kernel.runtime import Runtime
 EVERY_SECONDS = 1.0
 
 
+_ENDED = (
+    select(LateHookRow.execution_id)
+    .outerjoin(ExecutionRow, ExecutionRow.id == LateHookRow.execution_id)
+    .where(or_(ExecutionRow.id.is_(None), ExecutionRow.status.in_(list(map(constant, ENDED)))))
+    .order_by(LateHookRow.turn_id, LateHookRow.index)
+)
+
+
 async def apply_late_hooks(runtime: Runtime) -> None:
     """One look: what hooks that have ended returned is applied once, in the order in which the agent lists them."""
-    query = (
-        select(LateHookRow.execution_id)
-        .outerjoin(ExecutionRow, ExecutionRow.id == LateHookRow.execution_id)
-        .where(or_(ExecutionRow.id.is_(None), ExecutionRow.status.in_(ENDED)))
-        .order_by(LateHookRow.turn_id, LateHookRow.index)
-    )
-    for row in await runtime.database.rows(query):
+    for row in await runtime.database.lookup(_ENDED, {}):
         await _apply(runtime, row.execution_id)
 
 

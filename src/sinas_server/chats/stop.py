@@ -4,6 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import func, or_, select
 
+from sinas_server.backends.db.direct import constant
 from sinas_server.backends.stream import LAST, Position, StreamUnavailableError
 from sinas_server.chats.ending import Ending, close, end_open, lock_canceled
 from sinas_server.chats.events import Runs, answer_phase, spoken
@@ -63,16 +64,16 @@ async def _heard(runtime: Runtime, turn: TurnRow) -> tuple[Runs, int]:
     return said, offset
 
 
+_UNSETTLED = select(TurnRow.id).where(
+    TurnRow.status == constant(Status.CANCELLED),
+    TurnRow.finished_at.is_(None),
+    or_(TurnRow.lease_until.is_(None), TurnRow.lease_until < func.now()),
+)
+
+
 async def _sweep(runtime: Runtime) -> None:
     """Settle canceled turns whose workers are gone."""
-    left = await runtime.database.rows(
-        select(TurnRow.id).where(
-            TurnRow.status == Status.CANCELLED,
-            TurnRow.finished_at.is_(None),
-            or_(TurnRow.lease_until.is_(None), TurnRow.lease_until < func.now()),
-        )
-    )
-    for row in left:
+    for row in await runtime.database.lookup(_UNSETTLED, {}):
         await settle(runtime, row.id)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import CTE, ColumnElement, Select, and_, func, insert, or_, sele
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import aliased
 
+from sinas_server.backends.db.direct import constant
 from sinas_server.chats.events import Asked, Call, round_suspended
 from sinas_server.chats.live import send_end
 from sinas_server.chats.record import as_call, locked_turn, read_channel, read_segment, touch, within
@@ -233,8 +234,8 @@ async def _resumed(runtime: Runtime, turn_id: UUID) -> bool:
         return True
 
 
-async def _sweep(runtime: Runtime) -> None:
-    """Let turns go on that were told nothing: the teller died, or it was only the time that passed."""
+def _may_go_on() -> Select[UUID]:
+    """The waiting turns that go on, or wait otherwise, once somebody looks."""
     child = aliased(TurnRow)
     below = select(child.id).where(
         child.parent_turn_id == TurnRow.id, child.parent_step == TurnRow.step, child.finished_at.is_(None)
@@ -247,15 +248,22 @@ async def _sweep(runtime: Runtime) -> None:
         ToolCallRow.status == CallStatus.WAITING,
         _settled(),
     )
-    query = select(TurnRow.id).where(
-        TurnRow.status.in_(WAITS),
+    return select(TurnRow.id).where(
+        TurnRow.status.in_(list(map(constant, WAITS))),
         or_(
             settled.exists(),
             and_(TurnRow.status == Status.WAITING, asking, ~working),
             and_(TurnRow.status == Status.SUSPENDED, working),
         ),
     )
-    for row in await runtime.database.rows(query):
+
+
+_MAY_GO_ON = _may_go_on()
+
+
+async def _sweep(runtime: Runtime) -> None:
+    """Let turns go on that were told nothing: the teller died, or it was only the time that passed."""
+    for row in await runtime.database.lookup(_MAY_GO_ON, {}):
         await resume_turn(runtime, row.id)
 
 

@@ -145,8 +145,13 @@ def _status(counts: dict[Status, int]) -> str:
     return "failed"
 
 
+_OPEN = select(BatchRow.id).where(BatchRow.finished_at.is_(None)).limit(1)
+
+
 async def _finish_batches(runtime: Runtime) -> None:
     """Note which batches have ended, and tell those who want to know."""
+    if not await runtime.database.lookup(_OPEN, {}):
+        return
     members = members_of(runtime)
     open_ones = select(members.c.id).where(members.c.batch_id == BatchRow.id, members.c.status.not_in([*ENDED]))
     async with runtime.database.unit() as db:

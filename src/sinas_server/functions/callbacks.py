@@ -4,6 +4,7 @@ import orjson
 from pydantic import JsonValue
 from sqlalchemy import func, select, update
 
+from sinas_server.backends.db.direct import constant
 from sinas_server.functions.tables import ENDED, ExecutionRow
 from sinas_server.kernel.delivery import send
 from sinas_server.kernel.loop import Loop
@@ -15,29 +16,28 @@ MAX_RESULT = 1 << 16
 """Bytes of a result that travel along; a larger one is to be asked for."""
 
 
+_UNTOLD = select(ExecutionRow.id).where(
+    ExecutionRow.callback_url.is_not(None),
+    ExecutionRow.called_back_at.is_(None),
+    ExecutionRow.status.in_(list(map(constant, ENDED))),
+)
+_ANY = _UNTOLD.limit(1)
+# A CTE, which is asked once, however the rest is planned.
+_SOME = _UNTOLD.limit(AT_ONCE).with_for_update(skip_locked=True).cte("untold")
+_TOLD = (
+    update(ExecutionRow)
+    .where(ExecutionRow.id.in_(select(_SOME.c.id)))
+    .values(called_back_at=func.now())
+    .returning(ExecutionRow)
+)
+
+
 async def _tell_ends(runtime: Runtime) -> None:
     """Queue a message for each execution that has ended and was not told: whoever ended it, and however."""
-    untold = (
-        select(ExecutionRow.id)
-        .where(
-            ExecutionRow.callback_url.is_not(None),
-            ExecutionRow.called_back_at.is_(None),
-            ExecutionRow.status.in_(ENDED),
-        )
-        .limit(AT_ONCE)
-        .with_for_update(skip_locked=True)
-        .cte("untold")  # which is asked once, however the rest is planned
-    )
-    full = True
+    full = bool(await runtime.database.lookup(_ANY, {}))
     while full:
         async with runtime.database.unit() as db:
-            told = await db.scalars(
-                update(ExecutionRow)
-                .where(ExecutionRow.id.in_(select(untold.c.id)))
-                .values(called_back_at=func.now())
-                .returning(ExecutionRow),
-                execution_options={"synchronize_session": False},
-            )
+            told = await db.scalars(_TOLD, execution_options={"synchronize_session": False})
             rows = told.all()
             for row in rows:
                 # A dead letter that is tried again ends again, and with another attempt.

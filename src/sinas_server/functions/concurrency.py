@@ -6,8 +6,9 @@ once, when another one ends, or, if a process died in between, by the loop. Clai
 
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, cast, func, literal_column, select, update
+from sqlalchemy import Integer, cast, func, select, update
 
+from sinas_server.backends.db.direct import constant
 from sinas_server.functions.tables import QUEUE, ExecutionRow
 from sinas_server.kernel.job import wake
 from sinas_server.kernel.loop import Loop
@@ -15,11 +16,10 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import ResourceRow
 
 EVERY_SECONDS = 1.0
-# In the text of the statements, or they could not use the index of limited ones.
-_PENDING: ColumnElement[str] = literal_column("'PENDING'")
-_RUNNING: ColumnElement[str] = literal_column("'RUNNING'")
+_PENDING, _RUNNING = constant("PENDING"), constant("RUNNING")
 _LIMITED = ExecutionRow.max_concurrency.is_not(None)
 _WAITS = (_LIMITED, ExecutionRow.held, ExecutionRow.status == _PENDING, ExecutionRow.run_at <= func.now())
+_WAITING = select(ExecutionRow.function_id).where(*_WAITS).distinct()
 
 
 async def admit(runtime: Runtime, function_id: UUID) -> None:
@@ -52,7 +52,7 @@ async def admit(runtime: Runtime, function_id: UUID) -> None:
 
 async def _admit_all(runtime: Runtime) -> None:
     """What has become due, and what was missed by a process that died or a limit that was raised."""
-    for row in await runtime.database.read(select(ExecutionRow.function_id).where(*_WAITS).distinct()):
+    for row in await runtime.database.lookup(_WAITING, {}):
         await admit(runtime, row.function_id)
 
 

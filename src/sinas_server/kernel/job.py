@@ -16,7 +16,6 @@ import structlog
 from sqlalchemy import (
     ARRAY,
     Boolean,
-    ColumnElement,
     Executable,
     Float,
     Integer,
@@ -26,7 +25,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
-    literal_column,
     or_,
     select,
     true,
@@ -36,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from sinas_server.backends.db import is_lost
+from sinas_server.backends.db.direct import constant
 from sinas_server.kernel.heartbeat import Load, PoolStats
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import CANCELED, TAKEN, Base
@@ -119,12 +118,9 @@ def cancel_topic(queue: str) -> str:
 def _claiming(job: AnyJob, *, nested_only: bool) -> Executable:
     """Takes up to `most` due rows for a worker and gives them, with the status each had before as `was`."""
     table: Any = job.table
-    # In the text of the statement, or a plan for any status could not use the index of the two.
-    pending: ColumnElement[str] = literal_column("'PENDING'")
-    held: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in TAKEN]
     due = or_(
-        and_(table.status == pending, table.run_at <= func.now()),
-        and_(table.status.in_(held), table.lease_until < func.now()),
+        and_(table.status == constant("PENDING"), table.run_at <= func.now()),
+        and_(table.status.in_(list(map(constant, TAKEN))), table.lease_until < func.now()),
     )
     # Rows with waiting ancestors come first and need no slot, or the ancestors would wait for ever.
     # What still runs here is not claimed twice: its lease is renewed when the database is back.

@@ -11,7 +11,6 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     SQLColumnExpression,
-    Text,
     Uuid,
     bindparam,
     case,
@@ -26,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 
+from sinas_server.backends.db.direct import constant
 from sinas_server.backends.llm import Usage
 from sinas_server.identity.tables import UserRoleRow
 from sinas_server.kernel.unit import Database, Db
@@ -89,15 +89,11 @@ def tokens_in(text: str) -> int:
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
-def _constant(sql: str) -> ColumnElement[str]:
-    return literal_column(f"'{sql}'", Text)
-
-
 def period_start(period: SQLColumnExpression[str]) -> ColumnElement[datetime]:
     """When the current day or month (UTC) began; for `total` the beginning of time."""
     return case(
-        (period == _constant("day"), func.date_trunc(_constant("day"), func.now(), _constant("UTC"))),
-        (period == _constant("month"), func.date_trunc(_constant("month"), func.now(), _constant("UTC"))),
+        (period == constant("day"), func.date_trunc(constant("day"), func.now(), constant("UTC"))),
+        (period == constant("month"), func.date_trunc(constant("month"), func.now(), constant("UTC"))),
         else_=func.to_timestamp(literal_column("0")),
     )
 

@@ -9,7 +9,7 @@ import orjson
 import psycopg
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import set_json_loads
-from sqlalchemy import Executable
+from sqlalchemy import ColumnElement, Executable, Text, literal_column
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,6 +22,11 @@ CONNECTIONS = 8
 """Most connections of a process, beside those of its engine."""
 CONSTANTS = 256
 """More statements than a process has."""
+
+
+def constant(word: str) -> ColumnElement[str]:
+    """A word in the text of a statement: a plan for any word could not use an index of the rows with this one."""
+    return literal_column(f"'{word}'", Text)
 
 
 class DirectReader:
