@@ -5,7 +5,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from tests.chats.conftest import CountingTools, Declare, Event, Json, get_chat, stream
+from tests.chats.conftest import CountingTools, Declare, Event, Json, get_chat, open_chat, stream
 from tests.people import Person
 
 ECHO: list[Json] = [
@@ -21,6 +21,25 @@ ECHO: list[Json] = [
 
 async def an_agent(declare: Declare, **fields: JsonValue) -> str:
     return await declare("echo", ECHO, enabled_functions=["shop/look", "shop/danger"], **fields)
+
+
+async def calling(
+    person: Person, agent: str, tools: CountingTools, says: str = "look", **more: JsonValue
+) -> tuple[str, asyncio.Task[list[Event]]]:
+    """A chat whose agent calls a tool until `tools.let_go()`, and the stream of the message it works on."""
+    tools.hold = asyncio.Event()
+    chat_id = await open_chat(person, agent)
+    sent = asyncio.create_task(stream(person, chat_id, says, **more))
+    await in_a_call(tools)
+    return chat_id, sent
+
+
+async def unworked(person: Person, agent: str, says: str = "first") -> tuple[str, asyncio.Task[list[Event]]]:
+    """A chat with a turn that no worker has begun, and the stream of its message."""
+    chat_id = await open_chat(person, agent)
+    sent = asyncio.create_task(stream(person, chat_id, says))
+    await begun(person, chat_id)
+    return chat_id, sent
 
 
 async def queued(person: Person, chat_id: str, count: int) -> list[Json]:

@@ -31,6 +31,11 @@ class CountingTools:
         self.hold: asyncio.Event | None = None
         """Set: a call waits for it."""
 
+    def let_go(self) -> None:
+        """Let the calls that wait end."""
+        assert self.hold is not None
+        self.hold.set()
+
     async def get_tools(self, runtime: Runtime, caller: Caller, agent: AgentContext) -> list[Tool]:
         templates = cast(dict[str, str], agent.enabled["status_templates"])
         return [

@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 
 from sinas_server.kernel.runtime import Runtime
-from tests.chats.busy import ECHO, an_agent, begun, in_a_call, queued, said
+from tests.chats.busy import ECHO, an_agent, calling, queued, said, unworked
 from tests.chats.conftest import (
     CountingTools,
     Declare,
@@ -35,14 +35,11 @@ async def injecting(person: Person, chat_id: str, content: str) -> asyncio.Task[
 async def test_an_injected_one_comes_after_the_results_of_the_step(
     user: Person, declare: Declare, worker: None, tools: CountingTools
 ) -> None:
-    tools.hold = asyncio.Event()
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "look"))
-    await in_a_call(tools)
+    chat_id, first = await calling(user, await an_agent(declare), tools)
     second = await injecting(user, chat_id, "second")
     [waits] = await queued(user, chat_id, 1)
     assert (await user.http.delete(f"/chats/{chat_id}/queued/{waits['id']}")).status_code == 409
-    tools.hold.set()
+    tools.let_go()
     events = await first
     assert await second == events
     assert [event.data["message_ids"] for event in events if event.name == "injected"] == [[waits["id"]]]
@@ -80,12 +77,30 @@ async def test_an_injected_one_is_answered_after_what_would_have_been_the_last_a
         assert joined(read) == joined(events[place + 1 :])
 
 
+async def test_one_that_is_sent_again_with_its_key_is_still_an_injected_one(
+    user: Person, declare: Declare, worker: None, tools: CountingTools
+) -> None:
+    chat_id, first = await calling(user, await an_agent(declare), tools)
+    path, headers = f"/chats/{chat_id}/messages", {"Idempotency-Key": "once"}
+    body: Json = {"content": "second", "when_busy": "inject"}
+    sent = asyncio.create_task(user.http.post(path, json=body, headers=headers, timeout=60))
+    await queued(user, chat_id, 1)
+    again = asyncio.create_task(user.http.post(path, json=body, headers=headers, timeout=60))
+    tools.let_go()
+    once, twice = await asyncio.gather(sent, again)
+    assert (once.json()["status"], once.json()["content"]) == ("injected", "Second answer.")
+    assert twice.json() == once.json()
+    streamed = await user.http.post(f"{path}/stream", json=body, headers=headers, timeout=60)
+    assert streamed.headers["x-message-status"] == "injected"
+    assert parse(streamed.text)[-1].data["status"] == "completed"
+    await first
+    assert [content for role, content in said(await get_chat(user, chat_id)) if role == "user"] == ["look", "second"]
+
+
 async def test_what_is_injected_before_the_turn_begins_is_heard_with_it(
     user: Person, declare: Declare, runtime: Runtime
 ) -> None:
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "first"))
-    await begun(user, chat_id)
+    chat_id, first = await unworked(user, await an_agent(declare))
     second = asyncio.create_task(stream(user, chat_id, "second", when_busy="inject"))
     async with asyncio.timeout(30):
         while len(said(await get_chat(user, chat_id))) < 2:
@@ -98,10 +113,7 @@ async def test_what_is_injected_before_the_turn_begins_is_heard_with_it(
 async def test_what_was_injected_stays_said_when_the_turn_is_stopped(
     user: Person, declare: Declare, worker: None, tools: CountingTools
 ) -> None:
-    tools.hold = asyncio.Event()
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "look"))
-    await in_a_call(tools)
+    chat_id, first = await calling(user, await an_agent(declare), tools)
     second = await injecting(user, chat_id, "second")
     await user.http.post(f"/chats/{chat_id}/stop")
     for events in await asyncio.gather(first, second):
@@ -119,12 +131,10 @@ async def test_what_is_injected_waits_with_the_turn_for_the_users_decision(
         {"when": {"contains": "both"}, "call": [{"tool": "shop/look"}, {"tool": "shop/danger"}]},
         *ECHO,
     ]
-    tools.hold = asyncio.Event()
-    chat_id = await open_chat(user, await declare("both", rules, enabled_functions=["shop/look", "shop/danger"]))
-    first = asyncio.create_task(stream(user, chat_id, "both"))
-    await in_a_call(tools)
+    agent = await declare("both", rules, enabled_functions=["shop/look", "shop/danger"])
+    chat_id, first = await calling(user, agent, tools, "both")
     second = await injecting(user, chat_id, "second")
-    tools.hold.set()
+    tools.let_go()
     events = await first
     assert await second == events
     [call] = [event.data["tool_call_id"] for event in events if event.name == "approval_required"]
@@ -149,9 +159,7 @@ async def test_where_it_cannot_be_injected_it_is_queued(
         fields = {"hooks": {"on_user_message": [{"function": "default/see", "async": True}]}}
     elif why == "structured":
         fields = {"output_schema": {"type": "object"}}
-    chat_id = await open_chat(user, await an_agent(declare, **fields))
-    first = asyncio.create_task(stream(user, chat_id, "first"))
-    await begun(user, chat_id)
+    chat_id, first = await unworked(user, await an_agent(declare, **fields))
     token = user.token
     if why == "another key":
         token = await make_key(runtime, user.id, "sinas.agents/*/*.chat:all", "sinas.chats.*:own")

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sinas_server.chats.stop import SETTLE_LOOP
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.settings import Settings
-from tests.chats.busy import an_agent, begun, in_a_call, queued, said, waiting
+from tests.chats.busy import an_agent, calling, in_a_call, queued, said, unworked, waiting
 from tests.chats.conftest import (
     CountingTools,
     Declare,
@@ -31,10 +31,8 @@ def settings(settings: Settings) -> Settings:
 async def test_they_are_answered_one_after_the_other_in_their_order(
     user: Person, declare: Declare, runtime: Runtime
 ) -> None:
-    chat_id = await open_chat(user, await an_agent(declare))
-    sent = [asyncio.create_task(stream(user, chat_id, "first"))]
-    await begun(user, chat_id)
-    sent += [await waiting(user, chat_id, "second", 1), await waiting(user, chat_id, "third", 2)]
+    chat_id, first = await unworked(user, await an_agent(declare))
+    sent = [first, await waiting(user, chat_id, "second", 1), await waiting(user, chat_id, "third", 2)]
     chat = await get_chat(user, chat_id)
     assert said(chat) == [("user", "first")]
     assert [(one["content"], one["status"]) for one in chat["queued"]] == [("second", "queued"), ("third", "queued")]
@@ -77,7 +75,7 @@ async def test_a_second_one_waits_for_its_answer_without_a_stream(
         )
     ]
     await queued(user, chat["id"], 3)
-    tools.hold.set()
+    tools.let_go()
     looked, invoked, *keyed, adapted = [answer.json() for answer in await asyncio.gather(first, *sent)]
     assert (looked["reply"], invoked["reply"], invoked["chat_id"]) == ("Seen.", "Second answer.", chat["id"])
     assert [answer["content"] for answer in keyed] == ["Third answer."] * 2
@@ -89,14 +87,11 @@ async def test_a_second_one_waits_for_its_answer_without_a_stream(
 async def test_it_can_be_followed_before_it_begins(
     user: Person, declare: Declare, worker: None, tools: CountingTools
 ) -> None:
-    tools.hold = asyncio.Event()
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "look"))
-    await in_a_call(tools)
+    chat_id, first = await calling(user, await an_agent(declare), tools)
     sent = await waiting(user, chat_id, "second", 1)
     [waits] = await queued(user, chat_id, 1)
     late = asyncio.create_task(reread(user, chat_id, waits["channel_id"]))
-    tools.hold.set()
+    tools.let_go()
     assert await late == await sent
     assert text_of(await late) == "Second answer."
     await first
@@ -105,10 +100,7 @@ async def test_it_can_be_followed_before_it_begins(
 async def test_a_stop_is_for_the_turn_that_runs(
     user: Person, declare: Declare, worker: None, tools: CountingTools
 ) -> None:
-    tools.hold = asyncio.Event()
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "look"))
-    await in_a_call(tools)
+    chat_id, first = await calling(user, await an_agent(declare), tools)
     sent = await waiting(user, chat_id, "second", 1)
     stopped = await user.http.post(f"/chats/{chat_id}/stop")
     assert stopped.json() == {"status": "stopped", "withdrawn": 0}
@@ -121,10 +113,7 @@ async def test_a_stop_is_for_the_turn_that_runs(
 async def test_a_stop_may_withdraw_what_is_queued(
     user: Person, declare: Declare, worker: None, tools: CountingTools
 ) -> None:
-    tools.hold = asyncio.Event()
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "look"))
-    await in_a_call(tools)
+    chat_id, first = await calling(user, await an_agent(declare), tools)
     sent = [await waiting(user, chat_id, content, n) for n, content in enumerate(("second", "third"), 1)]
     stopped = await user.http.post(f"/chats/{chat_id}/stop", params={"withdraw": True})
     assert stopped.json() == {"status": "stopped", "withdrawn": 2}
@@ -138,10 +127,7 @@ async def test_a_stop_may_withdraw_what_is_queued(
 async def test_one_is_withdrawn_and_the_others_are_answered(
     user: Person, guest: Person, declare: Declare, worker: None, tools: CountingTools
 ) -> None:
-    tools.hold = asyncio.Event()
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "look"))
-    await in_a_call(tools)
+    chat_id, first = await calling(user, await an_agent(declare), tools)
     asked = asyncio.create_task(user.http.post(f"/chats/{chat_id}/messages", json={"content": "second"}, timeout=60))
     await queued(user, chat_id, 1)
     third = await waiting(user, chat_id, "third", 2)
@@ -153,7 +139,7 @@ async def test_one_is_withdrawn_and_the_others_are_answered(
     told = await asked
     assert (told.status_code, "withdrawn" in told.json()["detail"]) == (409, True)
     assert (await get_chat(user, chat_id))["last_turn"]["status"] == "RUNNING"
-    tools.hold.set()
+    tools.let_go()
     assert text_of(await third) == "Third answer."
     await first
     assert (await user.http.delete(f"{where}/{ids[1]}")).status_code == 409
@@ -174,23 +160,17 @@ async def test_too_many_are_refused(user: Person, declare: Declare, runtime: Run
 
 
 async def test_it_is_refused_if_so_asked(user: Person, declare: Declare, tools: CountingTools, worker: None) -> None:
-    tools.hold = asyncio.Event()
-    agent = await an_agent(declare)
-    chat_id = await open_chat(user, agent)
-    first = asyncio.create_task(stream(user, chat_id, "look", when_busy="reject"))
-    await in_a_call(tools)
+    chat_id, first = await calling(user, await an_agent(declare), tools, when_busy="reject")
     busy = await user.http.post(f"/chats/{chat_id}/messages", json={"content": "and?", "when_busy": "reject"})
     assert (busy.status_code, "stop" in busy.json()["detail"]) == (409, True)
     unknown = await user.http.post(f"/chats/{chat_id}/messages", json={"content": "and?", "when_busy": "shout"})
     assert unknown.status_code == 422
-    tools.hold.set()
+    tools.let_go()
     assert text_of(await first) == "Seen."
 
 
 async def test_what_is_queued_waits_for_the_users_decision(user: Person, declare: Declare, runtime: Runtime) -> None:
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "danger"))
-    await begun(user, chat_id)
+    chat_id, first = await unworked(user, await an_agent(declare), "danger")
     second = await waiting(user, chat_id, "second", 1)
     async with working(runtime):
         [call] = [event.data["tool_call_id"] for event in await first if event.name == "approval_required"]
@@ -204,9 +184,7 @@ async def test_what_is_queued_waits_for_the_users_decision(user: Person, declare
 async def test_a_message_in_place_of_a_decision_comes_after_what_was_queued(
     user: Person, declare: Declare, runtime: Runtime
 ) -> None:
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "danger"))
-    await begun(user, chat_id)
+    chat_id, first = await unworked(user, await an_agent(declare), "danger")
     second = await waiting(user, chat_id, "second", 1)
     async with working(runtime):
         await first
@@ -220,10 +198,8 @@ async def test_a_message_in_place_of_a_decision_comes_after_what_was_queued(
 
 
 async def test_deleting_the_chat_ends_them(user: Person, declare: Declare, runtime: Runtime) -> None:
-    chat_id = await open_chat(user, await an_agent(declare))
-    sent = [asyncio.create_task(stream(user, chat_id, "first"))]
-    await begun(user, chat_id)
-    sent.append(await waiting(user, chat_id, "second", 1))
+    chat_id, first = await unworked(user, await an_agent(declare))
+    sent = [first, await waiting(user, chat_id, "second", 1)]
     assert (await user.http.delete(f"/chats/{chat_id}")).status_code == 204
     for events in await asyncio.gather(*sent):
         assert events[-1].data == {"type": "error", "error": "the chat was deleted"}
@@ -232,9 +208,7 @@ async def test_deleting_the_chat_ends_them(user: Person, declare: Declare, runti
 async def test_what_is_queued_begins_when_a_lost_workers_turn_is_settled(
     user: Person, declare: Declare, runtime: Runtime
 ) -> None:
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "first"))
-    await begun(user, chat_id)
+    chat_id, first = await unworked(user, await an_agent(declare))
     await runtime.database.rows(text("UPDATE turns SET status = 'CANCELLED', attempt = 1"))
     second = await waiting(user, chat_id, "second", 1)
     await SETTLE_LOOP.step(runtime)
@@ -246,15 +220,12 @@ async def test_what_is_queued_begins_when_a_lost_workers_turn_is_settled(
 async def test_an_administrator_cancels_a_queued_one_as_a_job(
     user: Person, admin: Person, declare: Declare, worker: None, tools: CountingTools
 ) -> None:
-    tools.hold = asyncio.Event()
-    chat_id = await open_chat(user, await an_agent(declare))
-    first = asyncio.create_task(stream(user, chat_id, "look"))
-    await in_a_call(tools)
+    chat_id, first = await calling(user, await an_agent(declare), tools)
     second = await waiting(user, chat_id, "second", 1)
     [waits] = await queued(user, chat_id, 1)
     jobs = (await admin.http.get("/api/v1/queue/jobs", params={"status": "queued"})).json()
     assert [job["job_id"] for job in jobs] == [waits["turn_id"]]
     assert (await admin.http.post(f"/api/v1/queue/jobs/{waits['turn_id']}/cancel")).status_code == 200
     assert (await second)[-1].data["status"] == "cancelled"
-    tools.hold.set()
+    tools.let_go()
     assert text_of(await first) == "Seen."

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
-from typing import Annotated
+from typing import Annotated, cast
 from uuid import UUID
 
 import orjson
@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from sinas_server.chats.chat import own_chat
-from sinas_server.chats.start import Started
+from sinas_server.chats.start import How, Started
 from sinas_server.chats.tables import ChatRow, TurnKeyRow
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError
@@ -55,14 +55,15 @@ async def start_once(
     taking = insert(TurnKeyRow).values(user_id=caller.id, key=key, digest=digest).on_conflict_do_nothing()
     if (await db.execute(taking.returning(TurnKeyRow.key))).first() is None:
         earlier = await db.scalar(select(TurnKeyRow).where(*mine))
-        if earlier is None or earlier.turn_id is None or earlier.chat_id is None or earlier.channel_id is None:
+        if earlier is None or not (earlier.turn_id and earlier.chat_id and earlier.channel_id and earlier.how):
             raise ConflictError("the first request with this Idempotency-Key has just been undone; try again")
         if earlier.digest != digest:
             raise KeyUsedError(f"Idempotency-Key '{key}' was used before with another request")
-        return Started(earlier.chat_id, earlier.turn_id, earlier.channel_id), True
+        return Started(earlier.chat_id, earlier.turn_id, earlier.channel_id, cast(How, earlier.how)), True
     started = await start()
     row = await db.get_one(TurnKeyRow, (caller.id, key))
     row.chat_id, row.turn_id, row.channel_id = started.chat_id, started.turn_id, started.channel_id
+    row.how = started.how
     await db.flush()
     return started, False
 

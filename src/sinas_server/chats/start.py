@@ -39,6 +39,10 @@ CONTENT: Location = ("body", "content")
 """Where requests to a chat have what is said."""
 
 
+How = Literal["started", "queued", "injected"]
+"""Whether the turn is due, waits for others to end, or ran already when the message was given to it."""
+
+
 @dataclass(frozen=True)
 class Started:
     """The turn that answers a message, and the channel to read it from."""
@@ -46,8 +50,7 @@ class Started:
     chat_id: UUID
     turn_id: UUID
     channel_id: UUID
-    how: Literal["started", "queued", "injected"] = "started"
-    """Whether the turn is due, waits for others to end, or ran already when the message was given to it."""
+    how: How = "started"
 
 
 @dataclass(frozen=True)

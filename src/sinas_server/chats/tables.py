@@ -353,6 +353,8 @@ class TurnKeyRow(Base):
     chat_id: Mapped[UUID | None] = mapped_column(ForeignKey("chats.id", ondelete="CASCADE"))
     turn_id: Mapped[UUID | None]
     channel_id: Mapped[UUID | None]
+    how: Mapped[str | None] = mapped_column(String(16))
+    """How what was said came to the turn (`start.Started`)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
