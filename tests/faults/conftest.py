@@ -51,6 +51,37 @@ BOSS: list[dict[str, object]] = [
     {"when": {"after_tool": CALL}, "answer": f"It said: {{{{ results['{CALL}'].response }}}}"},
 ]
 """A model that has the one above work for it."""
+BUSY: list[dict[str, object]] = [
+    RULES[0],
+    {"when": {"contains": "fail", "after_tool": "t/again"}, "answer": "{{ results['t/once'].nothing.more }}"},
+    RULES[1],
+    {"when": {"contains": "second"}, "answer": "The second answer."},
+    {"when": {"contains": "third"}, "answer": "The third answer."},
+]
+"""A model that is told more while it works, and fails where it is asked to."""
+QUESTION = {"tool": "askUser", "arguments": {"question": "Which?"}}
+ASKS: list[dict[str, object]] = [
+    {
+        "when": {"contains": "go"},
+        "answer": "I ask first.",
+        "call": [{"tool": "t/once", "arguments": {}}, QUESTION, {"tool": "t/again", "arguments": {}}],
+    },
+    {"when": {"contains": "careful"}, "answer": "May I?", "call": [{"tool": "t/once", "arguments": {}}]},
+    {"when": {"after_tool": "askUser"}, "answer": "You say {{ results.askUser }}, {{ results['t/once'] is mapping }}."},
+    {"when": {"after_tool": "t/once"}, "answer": "It says {{ results['t/once'] is mapping }}."},
+    {"when": {"contains": "instead"}, "answer": "Something else, then."},
+]
+"""A model whose calls need the user."""
+CHIEF_CALL = "call_agent_t__asks"
+CHIEF: list[dict[str, object]] = [
+    {
+        "when": {"contains": "go"},
+        "answer": "I ask.",
+        "call": [{"tool": CHIEF_CALL, "arguments": {"message": "careful"}}],
+    },
+    {"when": {"after_tool": CHIEF_CALL}, "answer": f"It said: {{{{ results['{CHIEF_CALL}'].response }}}}"},
+]
+"""A model that has the one above work for it."""
 RECALLS: list[dict[str, object]] = [{"when": {"contains": "The messages:"}, "answer": "Six questions."}]
 """A model that is asked for summaries too."""
 ANY: dict[str, object] = {"input_schema": {}, "output_schema": {}}
@@ -104,6 +135,10 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         await add_agent(stack, "agent", RULES, [f"t/{name}" for name in FUNCTIONS])
         await add_agent(stack, "dice", DICE, [])
         await add_agent(stack, "boss", BOSS, [], "t/dice")
+        await add_agent(stack, "busy", BUSY, [f"t/{name}" for name in FUNCTIONS])
+        needs_user: dict[str, object] = {"approval_policy": {"t/once": "ask"}, "system_tools": ["askUser"]}
+        await add_agent(stack, "asks", ASKS, [f"t/{name}" for name in FUNCTIONS], **needs_user)
+        await add_agent(stack, "chief", CHIEF, [], "t/asks")
         await add_agent(stack, "recalls", RECALLS, [], history_summary={})
         yield stack
     finally:

@@ -24,7 +24,7 @@ from tests.live import clean_environment
 
 REPOSITORY = Path(__file__).parents[2]
 ROLES = ("api", "functions", "agents", "scheduler")
-PATIENCE = 60.0  # seconds; only a broken stack needs them
+PATIENCE = 300.0  # seconds; only a broken stack needs them
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -33,7 +33,10 @@ CREATE TABLE IF NOT EXISTS fault_ends (id uuid, status text, was text);
 CREATE OR REPLACE FUNCTION fault_end() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN INSERT INTO fault_ends VALUES (new.id, new.status, old.status); RETURN new; END $$;
 """
-ENDED = "('COMPLETED', 'FAILED', 'CANCELLED')"
+ENDED = {
+    "executions": "new.status IN ('COMPLETED', 'FAILED', 'CANCELLED')",
+    "turns": "new.finished_at IS NOT NULL",  # one that is stopped has its last status before it is settled
+}
 
 
 async def eventually(question: Callable[[], Awaitable[T | None]], why: str) -> T:
@@ -81,7 +84,7 @@ class Stack:
             for table in ("executions", "turns"):
                 db.execute(ENDS)
                 # In these statements nothing comes from outside.
-                ended = f"WHEN (new.status IN {ENDED} AND (old.status IS DISTINCT FROM new.status OR {_more(table)}))"
+                ended = f"WHEN ({ENDED[table]} AND ({_changed(table)}))"
                 db.execute(
                     f"CREATE OR REPLACE TRIGGER fault_end AFTER UPDATE ON {table} "
                     f"FOR EACH ROW {ended} EXECUTE FUNCTION fault_end()"
@@ -162,6 +165,20 @@ class Stack:
         fresh.write_text(json.dumps({"number": self._plans, "point": point, "nth": nth, "actions": actions.split()}))
         fresh.rename(self.root / "plan.json")
 
+    @contextmanager
+    def hold(self, point: str, nth: int) -> Iterator[None]:
+        """Have who passes a point outside of transactions for the n-th time stand still there until the block ends.
+
+        It does so once `happened` says so; from then on the block may plan what is to happen afterwards.
+        """
+        held = self.root / "held"
+        held.touch()
+        self.plan(point, nth, "hold")
+        try:
+            yield
+        finally:
+            held.unlink()
+
     async def happened(self) -> None:
         """Wait until the plan has happened: the point may come after what the test has waited for."""
 
@@ -235,7 +252,10 @@ class Stack:
         return dict(answer.json()) if answer.content else {}
 
 
-def _more(table: str) -> str:
-    """What may not change of a row that has ended."""
-    columns = {"executions": "output_data::text error cause completed_at attempt", "turns": "error finished_at attempt"}
+def _changed(table: str) -> str:
+    """That something changes that may not change of a row that has ended."""
+    columns = {
+        "executions": "status output_data::text error cause completed_at attempt",
+        "turns": "status error finished_at attempt",
+    }
     return " OR ".join(f"old.{column} IS DISTINCT FROM new.{column}" for column in columns[table].split())

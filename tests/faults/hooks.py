@@ -140,7 +140,17 @@ class Hooks:
         self.commits()
         self.around(loop, "prepare", "prepare")
         self.around(loop, "read_history", "ask")
-        for name in ("answered", "finished", "closed_step", "waits", "paused", "completed", "failed", "spent"):
+        for name in (
+            "answered",
+            "finished",
+            "closed_step",
+            "waits",
+            "paused",
+            "completed",
+            "failed",
+            "canceled",
+            "spent",
+        ):
             self.around(Journal, name, name)
         self.around(Memory, "_written", "summarize")
         self.around(FunctionTools, "call_tool", "tool")
@@ -163,10 +173,21 @@ class Hooks:
 
         setattr(RedisStreams, "append", append)  # noqa: B010 - as above
 
+    def scheduler(self) -> None:
+        """The points of letting a turn go on that was told nothing, for each that is found."""
+        from sinas_server.chats import stop, waits  # lazy: as above
+
+        for loop in (waits.WAITS_LOOP, stop.SETTLE_LOOP):
+            object.__setattr__(loop, "every_seconds", 0.25)  # only saves time
+        self.commits()
+        self.around(waits, "resume_turn", "sweep")
+
     def api(self) -> None:
         """The points of requests: `mark.*` of what runs in a sandbox, `sse:before` before each event that is sent."""
+        from sinas_server.chats import waits  # lazy: as above
         from sinas_server.chats.follow import follow  # lazy: as above
 
+        self.around(waits, "_resume_soon", "resume")
         follow.__defaults__ = (0.5,)  # readers look for a lost end sooner, which only saves time
         self.commits()
         original = app.create_app

@@ -1,6 +1,7 @@
 """What must hold however the processes died: one end for everything, messages once and in order, no run too many."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -9,6 +10,14 @@ from tests.faults.harness import Json, Stack, eventually
 from tests.faults.reader import Reader
 
 INTERRUPTED = "interrupted, outcome unknown"
+
+
+def conversation(chat: Json) -> list[str]:
+    """What was said in a chat, and in the places of their results the names of what was called."""
+    return [
+        message["name"].rpartition("t__")[2] if message["role"] == "tool" else message["content"]
+        for message in chat["messages"]
+    ]
 
 
 class Invariants:
@@ -59,15 +68,26 @@ class Invariants:
         shape = [message["role"] for message in said]
         assert shape == ["user", *(["assistant", *["tool"] * len(calls)] if calls else []), "assistant"], shape
         assert [result["tool_call_id"] for result in results] == [call["id"] for call in calls]
-        turn = chat["last_turn"]["id"]
+        self.told(chat["last_turn"]["id"], *readers)
+
+    def told(self, turn: object, *readers: Reader, refused: Sequence[str] = ()) -> None:
+        """Each answer of a turn that has completed was paid once, and readers heard just what was said in it.
+
+        `refused`: calls that were never carried out, because the user did not want it.
+        """
+        query = "SELECT id::text, role, step, content, tool_calls, tool_call_id FROM messages WHERE turn_id = %(turn)s"
+        said = self.stack.rows(query + " ORDER BY seq", turn=turn)
+        answers = [message for message in said if message["role"] == "assistant"]
+        calls = [call["id"] for answer in answers for call in answer["tool_calls"] or ()]
         spent = self.stack.rows("SELECT step FROM usage WHERE turn_id = %(turn)s ORDER BY step", turn=turn)
         assert [row["step"] for row in spent] == list(range(len(answers))), "each answer is paid once"
         for reader in readers:
             assert reader.end is not None
-            assert (reader.end.name, reader.end.data["status"]) == ("done", "completed")
+            assert (reader.end.name, reader.end.data.get("status")) == ("done", "completed")
             assert [reader.texts[phase] for phase in sorted(reader.texts)] == [answer["content"] for answer in answers]
-            assert reader.started == [call["id"] for call in calls]
-            assert reader.results == {result["tool_call_id"]: result["content"] for result in results}
+            assert sorted(reader.started) == sorted(call for call in calls if call not in refused)
+            assert reader.results == {row["tool_call_id"]: row["content"] for row in said if row["role"] == "tool"}
+            assert reader.injected == [row["id"] for row in said if row["role"] == "user" and row["step"] is not None]
 
     def called(self, chat: Json, *, worker_lost: bool = False) -> None:
         """Each call of a chat ran as often as decision 29 allows, and its result is what the model was told."""

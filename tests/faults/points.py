@@ -2,7 +2,7 @@
 
 A plan is a file, `plan.json` in the stack's directory (`Plan`). The n-th time that a process passes the point the plan
 is taken away, so that it happens once, its actions are done there and then, and it becomes `fired.json`. Every point
-passed is a line of `trace.log`.
+passed is a line of `trace.log`. The action `hold` has the process stand still there while there is a file `held`.
 """
 
 import json
@@ -38,6 +38,7 @@ class Points:
     def __init__(self, root: Path, redis_url: str) -> None:
         self._plan = root / "plan.json"
         self._fired = root / "fired.json"
+        self._held = root / "held"
         self._trace = os.open(root / "trace.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._redis_url = redis_url
         self._seen = (0, 0)  # of which plan, how often its point was passed
@@ -58,14 +59,16 @@ class Points:
         if count != plan["nth"]:
             return
         firing = self._plan.rename(self._plan.with_name("firing.json"))
-        supervisor, last = os.getppid(), plan["actions"][-1]
+        supervisor, last = os.getppid(), (plan["actions"] or ["nothing"])[-1]
         for action in plan["actions"]:
             if action == "flush":
                 with redis.Redis.from_url(self._redis_url) as client:
                     client.flushall()
-            elif action not in ("lose", "supervisor", comm(os.getpid()).removeprefix("sinas-")):
+            elif action not in ("lose", "hold", "supervisor", comm(os.getpid()).removeprefix("sinas-")):
                 kill(supervisor, action)
         firing.rename(self._fired)
+        while last == "hold" and self._held.exists():
+            time.sleep(0.005)
         if last == "lose":
             raise LostAnswerError
         if last == "supervisor" or f"sinas-{last}" == comm(os.getpid()):

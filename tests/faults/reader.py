@@ -34,14 +34,21 @@ class Reader:
     """Where it begins a turn of the chat."""
     key: str | None = None
     """Its `Idempotency-Key`: with one it asks again until it is answered."""
+    when_busy: str = "queue"
+    """What is to become of what it says while a turn runs."""
     texts: dict[int, str] = field(default_factory=dict)
     """Phase → the text of the answer in it."""
     started: list[str] = field(default_factory=list)
     results: dict[str, str] = field(default_factory=dict)
+    injected: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    """The calls that wait for the user."""
     restarts: int = 0
     connections: int = 0
     end: Event | None = None
     channel: str | None = None
+    how: str | None = None
+    """Whether what it said has started a turn, or was queued or injected."""
     _place: Place = (0, 0)
     _spoken: dict[int, int] = field(default_factory=dict)
 
@@ -58,15 +65,21 @@ class Reader:
                     return await self.say(content)
         return await self.follow()
 
+    async def go_on(self, channel: str) -> Json:
+        """Follow the channel on which a turn goes on after its user was asked; gives the chat right after."""
+        self.channel, self.end, self._place = channel, None, (0, 0)
+        return await self.follow()
+
     async def _post(self, client: httpx2.AsyncClient, content: str) -> None:
         headers = {} if self.key is None else {"Idempotency-Key": self.key}
         path = f"/chats/{self.chat_id}/{self.path}"
-        async with client.stream("POST", path, json={"content": content}, headers=headers) as answer:
+        body = {"content": content, "when_busy": self.when_busy}
+        async with client.stream("POST", path, json=body, headers=headers) as answer:
             if answer.status_code == 503:
                 await asyncio.sleep(0.1)
                 raise httpx2.ReadError("not now")
             assert answer.status_code == 200, await answer.aread()
-            self.channel = answer.headers["X-Channel-ID"]
+            self.channel, self.how = answer.headers["X-Channel-ID"], answer.headers["X-Message-Status"]
             await self._take_all(answer)
 
     async def _was_saved(self) -> list[bool]:
@@ -83,9 +96,10 @@ class Reader:
                     await self._go_on()
                 except httpx2.TransportError:
                     await asyncio.sleep(0.02)
-            return await self._chat()
+            return await self.chat()
 
-    async def _chat(self) -> Json:
+    async def chat(self) -> Json:
+        """The chat as it is."""
         async with self.stack.client() as client:
             while True:
                 with suppress(httpx2.TransportError):
@@ -143,9 +157,32 @@ class Reader:
         elif event.name == "tool_end":
             assert event.data["tool_call_id"] not in self.results
             self.results[event.data["tool_call_id"]] = event.data["result"]
+        elif event.name == "injected":
+            assert not set(event.data["message_ids"]) & set(self.injected)
+            self.injected += event.data["message_ids"]
+        elif event.name in ("approval_required", "input_required"):
+            assert event.data["tool_call_id"] not in self.asked
+            self.asked.append(event.data["tool_call_id"])
+        elif event.name == "round_suspended":
+            assert event.data["tool_call_ids"] == self.asked
         else:
             assert event.name in ("done", "error"), event
             self.end = event
+
+
+async def both(patient: Reader, restless: Reader, content: str) -> Json:
+    """One says something and another follows it, to the end; gives the chat as it is right after."""
+
+    async def hop() -> Json:
+        async def is_open() -> bool:
+            return patient.channel is not None
+
+        await eventually(is_open, "no channel")
+        restless.channel = patient.channel
+        return await restless.follow()
+
+    chat, _ = await asyncio.gather(patient.say(content), hop())
+    return chat
 
 
 async def _events(answer: httpx2.Response) -> AsyncIterator[Event]:

@@ -40,7 +40,12 @@ def watch_roles(root: Path) -> None:
 
         return begin
 
-    for name, kind in (("serve_api", "api"), ("work_on_functions", "functions"), ("work_on_turns", "agents")):
+    for name, kind in (
+        ("serve_api", "api"),
+        ("work_on_functions", "functions"),
+        ("work_on_turns", "agents"),
+        ("run_scheduler", "scheduler"),
+    ):
         setattr(roles, name, watched(getattr(roles, name), kind))
 
 

@@ -8,11 +8,10 @@ from tests.faults.invariants import Invariants
 
 CLAIM = ("functions.claim:before", "functions.claim:commit", "functions.claim:committed")
 """Passed only where they are planned, because a worker often looks in vain."""
-BEFORE = (*CLAIM, "functions.claim:after")
-MIDDLE = ("mark.began", "mark.ended", "sandbox:after", "finish:before", "finish:commit")
+MIDDLE = ("mark.began", "mark.ended", "finish:commit")
 """Where the code has begun and nothing is known of its end."""
-AFTER = ("finish:committed", "finish:after")
-POINTS = (*BEFORE, "sandbox:before", *MIDDLE, *AFTER)
+POINTS = (*CLAIM, "sandbox:before", *MIDDLE, "finish:committed")
+"""One of each boundary (`test_turns.py`)."""
 RETRIES = 2
 """As `stack.py` sets it."""
 
@@ -42,7 +41,7 @@ async def test_the_worker_dies_in_a_synchronous_execution(stack: Stack, invarian
     assert invariants.runs(row)[0] == (2 if point in MIDDLE else 1)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", ["functions.claim:committed", *MIDDLE, "finish:committed"])
 async def test_the_worker_dies_in_one_that_is_retried(stack: Stack, invariants: Invariants, point: str) -> None:
     stack.plan(point, 1, "functions")
     await stack.ask("POST", "/functions/t/once/execute/async", {"input": {"raises": True}})

@@ -4,17 +4,22 @@ import pytest
 
 from tests.faults.harness import Stack
 from tests.faults.invariants import Invariants
-from tests.faults.test_turns import cases, each
+from tests.faults.test_turns import each
 
 QUESTIONS = 6
 """As many exchanges as the model is given."""
 
 
-POINTS = [*each("summarize", 1, "before after"), *each("spent", 1, "before commit committed after")]
+SPENT = each("spent", 1)
 
 
-@pytest.mark.parametrize("actions", ["agents", "postgres"])
-@pytest.mark.parametrize(("point", "nth"), cases(POINTS))
+@pytest.mark.parametrize(
+    ("point", "nth", "actions"),
+    [
+        ("summarize:before", 1, "agents"),
+        *((*point, actions) for point in SPENT for actions in ("agents", "postgres")),
+    ],
+)
 async def test_it_dies(stack: Stack, invariants: Invariants, point: str, nth: int, actions: str) -> None:
     chat = await stack.ask("POST", "/agents/t/recalls/chats", {})
     path = f"/chats/{chat['id']}/messages"
