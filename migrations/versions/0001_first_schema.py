@@ -625,6 +625,7 @@ def upgrade() -> None:
         sa.Column("chat_id", sa.Uuid(), nullable=True),
         sa.Column("turn_id", sa.Uuid(), nullable=True),
         sa.Column("channel_id", sa.Uuid(), nullable=True),
+        sa.Column("how", sa.String(length=16), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("user_id", "key"),
