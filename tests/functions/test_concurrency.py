@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
@@ -13,8 +15,7 @@ from sinas_server.functions.concurrency import ADMIT_LOOP
 from sinas_server.functions.tables import QUEUE, ExecutionRow, Status
 from sinas_server.kernel.job import Claim, Job, Worker
 from sinas_server.kernel.runtime import Runtime
-from tests.functions.conftest import Declare
-from tests.functions.test_recovery import queue
+from tests.functions.conftest import Declare, queue, run, until
 from tests.people import Person
 
 PATIENCE = 60
@@ -136,6 +137,31 @@ async def test_a_limit_that_is_lifted_frees_all(runtime: Runtime, user: Person, 
     await user.http.put("/api/v1/functions/default/limited", json={"max_concurrency": None})
     await ADMIT_LOOP.step(runtime)
     assert (await runtime.database.rows(held))[0][0] == 0
+
+
+async def test_one_that_waits_for_a_person_does_not_count_and_goes_on_at_once(
+    admin: Person, share: Declare, worker: Worker[Any], tmp_path: Path
+) -> None:
+    code = (
+        "import os, time\n"
+        "def handler(input_data, context):\n"
+        "    if 'ask' in input_data:\n        return input(input_data['ask'])\n"
+        "    while not os.path.exists(input_data['until']):\n        time.sleep(0.01)\n"
+    )
+    await share("limited", code, max_concurrency=1)
+    go = tmp_path / "go"
+    async with asyncio.timeout(PATIENCE):
+        asking = (await run(admin, "limited", {"ask": "Well?"}))["execution_id"]
+        running = await queue(admin, "limited", {"until": str(go)})
+        await until(admin, running, "RUNNING")  # since the first does not count
+        waiting = await queue(admin, "limited", {"until": str(go)})
+        answer = await admin.http.post(f"/executions/{asking}/continue", json={"input": "yes"}, timeout=PATIENCE)
+        assert (answer.json()["status"], answer.json()["output_data"]) == ("COMPLETED", "yes"), answer.text
+        shown = [(await admin.http.get(f"/executions/{one}")).json()["status"] for one in (running, waiting)]
+        assert shown == ["RUNNING", "PENDING"]
+        go.touch()
+        for one in (running, waiting):
+            await until(admin, one, "COMPLETED")
 
 
 @pytest.mark.parametrize("limit", [0, -1, 10_001, "x", 1.5])

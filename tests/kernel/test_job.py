@@ -2,9 +2,10 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -285,6 +286,42 @@ async def test_cancel_works_without_the_signal(scene: Scene) -> None:
         await scene.until(lambda: "row" in scene.now)
         await scene.runtime.database.rows(update(WorkRow).where(WorkRow.id == row_id).values(status="CANCELLED"))
         await scene.until(lambda: scene.canceled == ["row"])
+
+
+@pytest.fixture
+def no_looks(scene: Scene) -> None:
+    """Workers look whether their rows are still theirs only when they are told to."""
+    settings = scene.runtime.settings.model_copy(update={"job_lease_seconds": 100_000})
+    scene.runtime = dataclasses.replace(scene.runtime, settings=settings)
+
+
+@pytest.mark.usefixtures("no_looks")
+async def test_cancel_stops_what_is_just_being_claimed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is claimed, and its worker has not heard of it yet, when it is canceled and the worker told."""
+    database, claimed, heard = scene.runtime.database, asyncio.Event(), asyncio.Event()
+
+    async def direct(statement: Executable, parameters: dict[str, Any]) -> Sequence[Any]:
+        rows = await real(statement, parameters)
+        if rows:
+            claimed.set()
+            await heard.wait()
+        return rows
+
+    real = database.direct
+    monkeypatch.setattr(database, "direct", direct)
+    scene.hold("row")
+    row_id = await scene.add("row")
+    async with scene.worker() as worker:
+        async with asyncio.timeout(PATIENCE):
+            await claimed.wait()
+        await database.rows(update(WorkRow).where(WorkRow.id == row_id).values(status="CANCELLED"))
+        await scene.runtime.signals.signal(cancel_topic(QUEUE))
+        async with asyncio.timeout(PATIENCE):
+            while not worker._claiming._waiters:  # the one who was told waits for the claim's end
+                await asyncio.sleep(0.01)
+        heard.set()
+        await scene.until(lambda: scene.canceled == ["row"] and not worker.running)
+    assert (await scene.row("row")).status == "CANCELLED"
 
 
 async def test_a_lost_wake_up_only_delays(scene: Scene) -> None:
