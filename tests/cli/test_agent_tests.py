@@ -50,14 +50,21 @@ def write(folder: Path, **scenario: object) -> Path:
 
 def test_the_example_passes_from_its_recordings(desk: Live, tmp_path: Path) -> None:
     junit, results = tmp_path / "junit.xml", tmp_path / "results.json"
-    done = run(desk, DESK / "scenarios", "--replay", "--junit", str(junit), "--json", str(results))
+    done = run(desk, DESK, "--replay", "--junit", str(junit), "--json", str(results))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == f"skipped {DESK / 'sinas.yaml'}: no scenario, since it has no `turns`\n"
     assert "PASS  Nothing is canceled without approval (replayed" in done.stdout
     assert done.stdout.endswith("4 passed, 0 failed\n")
     suite = ElementTree.parse(junit).getroot()[0]  # noqa: S314 - written by ourselves
     assert (suite.get("tests"), suite.get("failures"), len(suite)) == ("4", "0", 4)
     assert json.loads(results.read_text())["passed"] == 4
     assert titles(desk) == []
+
+
+def test_a_folder_without_scenarios_says_so(desk: Live, tmp_path: Path) -> None:
+    shutil.copy(DESK / "sinas.yaml", tmp_path)
+    done = run(desk, tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"no scenario in {tmp_path}")
 
 
 def test_recording_again_writes_the_same_bytes(desk: Live, tmp_path: Path) -> None:

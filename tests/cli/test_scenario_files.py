@@ -37,10 +37,10 @@ GOOD = "name: A\nagent: shop/bot\nturns:\n  - user: Hi\n"
 def test_a_mistake_has_its_line_and_reason(tmp_path: Path, text: str, line: int, reason: str) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(text)
-    scenarios, mistakes = read_all(tmp_path)
-    assert scenarios == []
-    assert any(str(mistake).startswith(f"{file}:{line}: ") and reason in mistake.reason for mistake in mistakes), (
-        mistakes
+    read = read_all(file)
+    assert read.scenarios == []
+    assert any(str(mistake).startswith(f"{file}:{line}: ") and reason in mistake.reason for mistake in read.mistakes), (
+        read.mistakes
     )
 
 
@@ -48,12 +48,22 @@ def test_folders_are_searched_and_names_are_unique(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("b.yaml", "a.yml", "deep/c.yaml"):
         (tmp_path / name).write_text(GOOD.replace("name: A", f"name: {Path(name).stem}"))
-    scenarios, mistakes = read_all(tmp_path)
-    assert [found.scenario.name for found in scenarios] == ["a", "b", "c"]
-    assert mistakes == []
+    read = read_all(tmp_path)
+    assert [found.scenario.name for found in read.scenarios] == ["a", "b", "c"]
+    assert (read.mistakes, read.skipped) == ([], [])
     (tmp_path / "b.yaml").write_text(GOOD.replace("name: A", "name: a"))
-    (mistake,) = read_all(tmp_path)[1]
+    (mistake,) = read_all(tmp_path).mistakes
     assert "is the name of" in str(mistake) and mistake.file == tmp_path / "b.yaml"
+
+
+def test_other_files_of_a_folder_are_skipped(tmp_path: Path) -> None:
+    others = {"sinas.yaml": "functions:\n  - code: !file f.py\n", "empty.yml": "", "list.yaml": "- a\n"}
+    for name, text in {**others, "deep.yaml": "turns: []\n", "typo.yaml": "agent: a/b\nturn: []\n"}.items():
+        (tmp_path / name).write_text(text)
+    read = read_all(tmp_path)
+    assert read.skipped == [tmp_path / name for name in sorted(others)]
+    assert {mistake.file.name for mistake in read.mistakes} == {"deep.yaml", "typo.yaml"}
+    assert read_all(tmp_path / "list.yaml").mistakes != []
 
 
 def exchange(*texts: str) -> dict[str, JsonValue]:

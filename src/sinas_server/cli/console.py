@@ -15,9 +15,14 @@ def say(text: str = "") -> None:
     print(text, flush=True)  # noqa: T201 - this is the one place that prints
 
 
+def note(text: str) -> None:
+    """Say something on standard error, beside a command's own output."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that prints
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """Say on standard error what went wrong, and exit."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that prints
+    note(message)
     raise typer.Exit(code)
 
 

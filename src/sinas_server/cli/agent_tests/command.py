@@ -10,7 +10,7 @@ import typer
 from sinas_server.cli.agent_tests.read import Found, read_all
 from sinas_server.cli.agent_tests.report import summary, tell, write_json, write_junit
 from sinas_server.cli.agent_tests.run import Mode, run_all
-from sinas_server.cli.console import fail, say
+from sinas_server.cli.console import fail, note, say
 from sinas_server.cli.remote import Server
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
@@ -33,12 +33,14 @@ class Wish:
 
 def chosen(wish: Wish) -> list[tuple[Found, Mode]]:
     """The scenarios to run, and how; exits 2 with every mistake in them."""
-    scenarios, mistakes = read_all(wish.path)
-    missing = [found for found in scenarios if wish.mode == "replay" and not found.recording.exists()]
+    read = read_all(wish.path)
+    missing = [found for found in read.scenarios if wish.mode == "replay" and not found.recording.exists()]
     wanted = [
-        found for found in scenarios if wish.only is None or wish.only.casefold() in found.scenario.name.casefold()
+        found for found in read.scenarios if wish.only is None or wish.only.casefold() in found.scenario.name.casefold()
     ]
-    told = [str(mistake) for mistake in mistakes]
+    for file in read.skipped:
+        note(f"skipped {file}: no scenario, since it has no `turns`")
+    told = [str(mistake) for mistake in read.mistakes]
     told += [f"{found.file}:1: has no recording; make one with --record" for found in missing if found in wanted]
     if told:
         fail("\n".join(told), UNUSABLE)

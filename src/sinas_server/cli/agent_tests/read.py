@@ -11,6 +11,8 @@ from sinas_server.cli.agent_tests.scenario import Scenario
 from sinas_server.config.strict import StrictLoader, check_depth
 
 PATTERNS = ("*.yaml", "*.yml")
+MARKS = {"turns", "agent"}
+"""A file of a folder with one of these keys is meant as a scenario."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,30 @@ class Found:
         return self.file.with_suffix(".recording.json")
 
 
-def read_all(path: Path) -> tuple[list[Found], list[Mistake]]:
-    """The scenarios of a file, or of a folder and those in it, in the order of their names."""
+@dataclass(frozen=True)
+class Everything:
+    """What is in a file, or in a folder and those in it, in the order of the files' names."""
+
+    scenarios: list[Found]
+    mistakes: list[Mistake]
+    skipped: list[Path]
+    """YAML files of a folder that are no scenarios."""
+
+
+def read_all(path: Path) -> Everything:
+    """Read a file that must be a scenario, or a folder, which may hold other YAML files."""
     files = [path] if path.is_file() else sorted({file for pattern in PATTERNS for file in path.rglob(pattern)})
-    scenarios: list[Found] = []
-    mistakes: list[Mistake] = []
+    all_of = Everything([], [], [])
     for file in files:
-        found = _read(file)
-        if isinstance(found, list):
-            mistakes += found
+        found = _read(file, sure=file == path)
+        if found is None:
+            all_of.skipped.append(file)
+        elif isinstance(found, list):
+            all_of.mistakes.extend(found)
         else:
-            scenarios.append(Found(file, found))
-    return scenarios, [*mistakes, *_doubles(scenarios)]
+            all_of.scenarios.append(Found(file, found))
+    all_of.mistakes.extend(_doubles(all_of.scenarios))
+    return all_of
 
 
 def _doubles(scenarios: Sequence[Found]) -> Iterator[Mistake]:
@@ -60,12 +74,15 @@ def _doubles(scenarios: Sequence[Found]) -> Iterator[Mistake]:
             yield Mistake(found.file, 1, f"name: '{found.scenario.name}' is the name of {other} already")
 
 
-def _read(file: Path) -> Scenario | list[Mistake]:
+def _read(file: Path, *, sure: bool) -> Scenario | list[Mistake] | None:
+    """A scenario, or what is wrong with it; None for another file, unless it is `sure` to be one."""
     try:
         text = file.read_text()
         check_depth(text)
         loader = StrictLoader(text)
         tree = loader.get_single_node()
+        if not (sure or _is_meant(tree)):
+            return None
         doubled = [Mistake(file, line, reason) for line, reason in _repeated(tree)]
         data: object = None if tree is None else loader.construct_document(tree)
     except (OSError, UnicodeDecodeError) as error:
@@ -82,6 +99,12 @@ def _read(file: Path) -> Scenario | list[Mistake]:
     except ValidationError as error:
         return doubled + _mistakes(file, tree, error)
     return doubled or scenario
+
+
+def _is_meant(tree: yaml.Node | None) -> bool:
+    """Whether a document is meant as a scenario, even if it is not a good one. Its tags need not be known."""
+    keys = {key.value for key, _ in tree.value} if isinstance(tree, yaml.MappingNode) else set()
+    return not MARKS.isdisjoint(keys)
 
 
 def _repeated(node: yaml.Node | None) -> Iterator[tuple[int, str]]:
