@@ -30,6 +30,8 @@ def handler(input_data, context):
     mark("ended." + run)
     if input_data.get("raises"):
         raise ValueError("as asked")
+    if "message" in input_data:
+        return {"content": input_data["message"]["content"] + " Seen."}
     return {"run": run}
 """
 RULES: list[dict[str, object]] = [
@@ -139,6 +141,8 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         needs_user: dict[str, object] = {"approval_policy": {"t/once": "ask"}, "system_tools": ["askUser"]}
         await add_agent(stack, "asks", ASKS, [f"t/{name}" for name in FUNCTIONS], **needs_user)
         await add_agent(stack, "chief", CHIEF, [], "t/asks")
+        seen: dict[str, object] = {"function": "t/again", "on_timeout": "block", "timeout_seconds": 60}
+        await add_agent(stack, "seen", DICE, [], hooks={"on_user_message": [seen], "on_assistant_message": [seen]})
         await add_agent(stack, "recalls", RECALLS, [], history_summary={})
         yield stack
     finally:

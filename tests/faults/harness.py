@@ -24,7 +24,7 @@ from tests.live import clean_environment
 
 REPOSITORY = Path(__file__).parents[2]
 ROLES = ("api", "functions", "agents", "scheduler")
-PATIENCE = 300.0  # seconds; only a broken stack needs them
+PATIENCE = 60.0  # seconds; only a broken stack needs them
 Json = dict[str, Any]
 T = TypeVar("T")
 

@@ -25,6 +25,11 @@ from sinas_server.kernel.unit import Database, Db
 from sinas_server.settings import Settings
 from tests.faults.points import LostAnswerError, Points
 
+JOURNAL = (
+    *("answered", "finished", "closed_step", "waits", "paused", "heard", "drafted", "completed", "failed", "canceled"),
+    "spent",
+)
+"""The methods of the journal that write."""
 STEP: ContextVar[str | None] = ContextVar("STEP", default=None)
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -131,6 +136,7 @@ class Hooks:
         """The points of a turn."""
         from sinas_server.chats import ask, loop, waits  # lazy: as above
         from sinas_server.chats.delegate import AgentTools  # lazy: as above
+        from sinas_server.chats.hooks import MessageHooks  # lazy: as above
         from sinas_server.chats.journal import Journal  # lazy: as above
         from sinas_server.chats.summary import Memory  # lazy: as above
 
@@ -140,19 +146,10 @@ class Hooks:
         self.commits()
         self.around(loop, "prepare", "prepare")
         self.around(loop, "read_history", "ask")
-        for name in (
-            "answered",
-            "finished",
-            "closed_step",
-            "waits",
-            "paused",
-            "completed",
-            "failed",
-            "canceled",
-            "spent",
-        ):
+        for name in JOURNAL:
             self.around(Journal, name, name)
         self.around(Memory, "_written", "summarize")
+        self.around(MessageHooks, "_started", "hook")
         self.around(FunctionTools, "call_tool", "tool")
         self.around(AgentTools, "call_tool", "delegate")
         self.around(waits, "_resume_soon", "resume")
