@@ -148,7 +148,7 @@ async def test_a_worker_that_is_killed_fails_who_waits_and_repeats_who_runs(
 ) -> None:
     await pool_of(worker).scale(1)
     await share("asks", ASK)
-    await share("lasts", "import time\ndef handler(input_data, context):\n    time.sleep(1)\n    return 'done'\n")
+    await share("lasts", "import time\ndef handler(input_data, context):\n    time.sleep(4)\n    return 'done'\n")
     paused = (await run(admin, "asks"))["execution_id"]
     running = [await queue(admin, "lasts") for _ in range(2)]
     for execution_id in running:
