@@ -33,6 +33,8 @@ _PROGRAM = (
 )
 
 
+END_SECONDS = 1.0
+"""How long a worker that has closed its channel has for ending by itself."""
 Channel = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -97,6 +99,10 @@ class SharedWorker:
                 if size > MAX_MESSAGE:
                     break
                 self._dispatch(*messages.unpack(await self._reader.readexactly(size)))
+        self.alive = False
+        with contextlib.suppress(TimeoutError):  # asyncio does not learn how a process has ended that is killed then
+            async with asyncio.timeout(END_SECONDS):
+                await self._process.wait()
         self.kill()
         status = await self._process.wait()
         self._writer.close()
