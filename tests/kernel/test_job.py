@@ -2,150 +2,15 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
-from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import Executable, MetaData, create_engine, delete, func, insert, select, text, update
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import func, text, update
 
 from sinas_server.kernel import job
-from sinas_server.kernel.job import Claim, InterruptedWorkError, Job, Worker, cancel_topic, wake
-from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.tables import Base, Leased, queue_index
-from sinas_server.settings import Settings
-
-QUEUE = "test-work"
-PATIENCE = 40.0
-"""How long a test waits, at most, for what must happen."""
-
-
-class _Apart(Base):
-    __abstract__ = True
-    metadata = MetaData()  # no part of the platform's schema
-
-
-class WorkRow(Leased, _Apart):
-    """A row of work for these tests."""
-
-    __tablename__ = "test_work"
-    __table_args__ = (queue_index("test_work"),)
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
-    name: Mapped[str]
-    error: Mapped[str | None]
-
-
-class Scene:
-    """What the rows do when they run, and what happened."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.begun: list[str] = []
-        self.ended: list[str] = []
-        self.canceled: list[str] = []
-        self.interrupted: list[str] = []
-        self.now: set[str] = set()
-        self.most = 0
-        self.doors: dict[str, asyncio.Event] = {}
-        self.tails: dict[str, asyncio.Event] = {}
-        """Rows of these names go on, after their end is stored, until the event is set."""
-        self.told: list[str] = []
-        self.troubles: dict[str, Callable[[], Awaitable[None]]] = {}
-        self.job = Job(queue=QUEUE, table=WorkRow, run=self._run, fail=self._fail)
-
-    def hold(self, name: str) -> asyncio.Event:
-        """Rows of this name run until the event is set."""
-        return self.doors.setdefault(name, asyncio.Event())
-
-    async def _run(self, runtime: Runtime, claim: Claim[WorkRow]) -> None:
-        name = claim.row.name
-        assert name not in self.now, "one row runs twice at a time"
-        self.now.add(name)
-        self.begun.append(name)
-        self.most = max(self.most, len(self.now))
-        if claim.interrupted:
-            self.interrupted.append(name)
-        try:
-            if name in self.troubles and claim.row.attempt == 1:
-                await self.troubles[name]()
-            if name in self.doors:
-                await self.doors[name].wait()
-            done = update(WorkRow).where(
-                WorkRow.id == claim.row.id, WorkRow.attempt == claim.row.attempt, WorkRow.status == "RUNNING"
-            )
-            if await runtime.database.rows(done.values(status="COMPLETED").returning(WorkRow.id)):
-                self.ended.append(name)
-            if name in self.tails:
-                await self.tails[name].wait()
-                self.told.append(name)
-        except asyncio.CancelledError:
-            self.canceled.append(name)
-            raise
-        finally:
-            self.now.discard(name)
-
-    async def _fail(self, runtime: Runtime, claim: Claim[WorkRow], error: str) -> None:
-        await runtime.database.rows(
-            update(WorkRow).where(WorkRow.id == claim.row.id).values(status="FAILED", error=error)
-        )
-
-    async def add(self, name: str, *, depth: int = 0, wakes: bool = True) -> UUID:
-        """A row that is due."""
-        statement = insert(WorkRow).values(name=name, depth=depth, run_at=func.clock_timestamp()).returning(WorkRow.id)
-        row_id: UUID = (await self.runtime.database.rows(statement))[0].id
-        if wakes:
-            await wake(self.runtime, QUEUE, depth)
-        return row_id
-
-    async def row(self, name: str) -> WorkRow:
-        async with self.runtime.database.unit() as db:
-            return (await db.execute(select(WorkRow).where(WorkRow.name == name))).scalar_one()
-
-    async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not true():
-                await asyncio.sleep(0.01)
-
-    @asynccontextmanager
-    async def worker(self, slots: int = 2, name: str = "one") -> AsyncIterator[Worker[WorkRow]]:
-        made = Worker(dataclasses.replace(self.runtime, worker_name=name), self.job, slots)
-        task = asyncio.create_task(made.run())
-        try:
-            yield made
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def die(self, worker: Worker[WorkRow]) -> None:
-        """Its rows look as after `kill -9`: nobody runs them, and they are still claimed."""
-        object.__setattr__(worker, "_release_own", _nothing)
-        object.__setattr__(worker, "_expire_lease", _nothing)
-        for task in list(worker.running.values()):
-            task.cancel()
-
-
-async def _nothing(*_: object) -> None:
-    return None
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"job_lease_seconds": 3})
-
-
-@pytest.fixture
-async def scene(runtime: Runtime) -> Scene:
-    url = runtime.settings.sqlalchemy_url
-    engine = create_engine(url)
-    _Apart.metadata.create_all(engine)
-    engine.dispose()
-    await runtime.database.rows(delete(WorkRow))
-    return Scene(runtime)
+from sinas_server.kernel.job import Claim, InterruptedWorkError, Worker, wake
+from tests.kernel.work import PATIENCE, QUEUE, Scene, WorkRow
 
 
 async def test_first_in_first_out(scene: Scene) -> None:
@@ -250,80 +115,6 @@ async def test_two_workers_never_run_one_row_twice(scene: Scene) -> None:
     assert sorted(scene.begun) == sorted(scene.ended) == sorted(names)
 
 
-@pytest.mark.parametrize("statement", [update(WorkRow).values(status="CANCELLED"), delete(WorkRow)])
-async def test_cancel_stops_it(scene: Scene, statement: Executable) -> None:
-    scene.hold("row")
-    await scene.add("row")
-    async with scene.worker() as worker:
-        await scene.until(lambda: "row" in scene.now)
-        await scene.runtime.database.rows(statement)
-        await scene.runtime.signals.signal(cancel_topic(QUEUE))
-        await scene.until(lambda: scene.canceled == ["row"] and not worker.running)
-        await scene.add("next")
-        await scene.until(lambda: scene.ended == ["next"])
-
-
-async def test_what_has_ended_may_tell_so_though_others_are_canceled(scene: Scene) -> None:
-    """A look at what is still its own finds the row of a run that is still at work neither running nor canceled."""
-    scene.tails["ended"] = asyncio.Event()
-    scene.hold("other")
-    await scene.add("ended")
-    other = await scene.add("other")
-    async with scene.worker():
-        await scene.until(lambda: scene.ended == ["ended"] and "other" in scene.now)
-        await scene.runtime.database.rows(update(WorkRow).where(WorkRow.id == other).values(status="CANCELLED"))
-        await scene.runtime.signals.signal(cancel_topic(QUEUE))
-        await scene.until(lambda: scene.canceled == ["other"])
-        scene.tails["ended"].set()
-        await scene.until(lambda: scene.told == ["ended"])
-    assert scene.canceled == ["other"]
-
-
-async def test_cancel_works_without_the_signal(scene: Scene) -> None:
-    scene.hold("row")
-    row_id = await scene.add("row")
-    async with scene.worker():
-        await scene.until(lambda: "row" in scene.now)
-        await scene.runtime.database.rows(update(WorkRow).where(WorkRow.id == row_id).values(status="CANCELLED"))
-        await scene.until(lambda: scene.canceled == ["row"])
-
-
-@pytest.fixture
-def no_looks(scene: Scene) -> None:
-    """Workers look whether their rows are still theirs only when they are told to."""
-    settings = scene.runtime.settings.model_copy(update={"job_lease_seconds": 100_000})
-    scene.runtime = dataclasses.replace(scene.runtime, settings=settings)
-
-
-@pytest.mark.usefixtures("no_looks")
-async def test_cancel_stops_what_is_just_being_claimed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row is claimed, and its worker has not heard of it yet, when it is canceled and the worker told."""
-    database, claimed, heard = scene.runtime.database, asyncio.Event(), asyncio.Event()
-
-    async def direct(statement: Executable, parameters: dict[str, Any]) -> Sequence[Any]:
-        rows = await real(statement, parameters)
-        if rows:
-            claimed.set()
-            await heard.wait()
-        return rows
-
-    real = database.direct
-    monkeypatch.setattr(database, "direct", direct)
-    scene.hold("row")
-    row_id = await scene.add("row")
-    async with scene.worker() as worker:
-        async with asyncio.timeout(PATIENCE):
-            await claimed.wait()
-        await database.rows(update(WorkRow).where(WorkRow.id == row_id).values(status="CANCELLED"))
-        await scene.runtime.signals.signal(cancel_topic(QUEUE))
-        async with asyncio.timeout(PATIENCE):
-            while not worker._claiming._waiters:  # the one who was told waits for the claim's end
-                await asyncio.sleep(0.01)
-        heard.set()
-        await scene.until(lambda: scene.canceled == ["row"] and not worker.running)
-    assert (await scene.row("row")).status == "CANCELLED"
-
-
 async def test_a_lost_wake_up_only_delays(scene: Scene) -> None:
     async with scene.worker():
         await scene.add("row", wakes=False)
@@ -406,10 +197,9 @@ async def test_stopping_gives_rows_back(scene: Scene) -> None:
     assert (await scene.row("row")).attempt == 2
 
 
-async def test_a_restart_under_the_same_name_takes_over_at_once(scene: Scene, settings: Settings) -> None:
-    scene.runtime = dataclasses.replace(
-        scene.runtime, settings=settings.model_copy(update={"job_lease_seconds": 10 * PATIENCE})
-    )
+async def test_a_restart_under_the_same_name_takes_over_at_once(scene: Scene) -> None:
+    settings = scene.runtime.settings.model_copy(update={"job_lease_seconds": 10 * PATIENCE})
+    scene.runtime = dataclasses.replace(scene.runtime, settings=settings)
     scene.hold("row")
     await scene.add("row")
     async with scene.worker(name="one") as first:
