@@ -59,3 +59,12 @@ def test_a_newer_database_is_refused(fresh: URL) -> None:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(MigrationError, match="revision 9999, which this release does not know"):
         migrate(fresh)
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(fresh: URL) -> None:
+    name = f"{fresh.database}_ascii"
+    with psycopg.connect(plain(fresh), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+        with pytest.raises(MigrationError, match="encoded as SQL_ASCII: make one with ENCODING 'UTF8'"):
+            migrate(fresh.set(database=name))
+        connection.execute(f"DROP DATABASE {name}")

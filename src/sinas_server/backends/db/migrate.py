@@ -10,6 +10,8 @@ from sqlalchemy import URL
 LOCK = 0x51AA5003
 """Transaction-level advisory lock: processes that start together migrate one after the other."""
 
+ENCODING = "UTF8"
+
 
 class MigrationError(Exception):
     """The database cannot be brought to this release; the message says why."""
@@ -40,6 +42,11 @@ def head() -> str:
 def _current(url: URL) -> str | None:
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(plain, connect_timeout=10) as connection:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != ENCODING:
+            raise MigrationError(
+                f"the database is encoded as {encoding}: make one with ENCODING '{ENCODING}', which every text needs"
+            )
         known = connection.execute("SELECT to_regclass('alembic_version')").fetchone()
         if not known or known[0] is None:
             return None
