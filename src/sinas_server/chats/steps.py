@@ -4,9 +4,9 @@ Their JSON is text, so that they are the same to `Database.direct` and inside a 
 like a column, which SQLAlchemy would set.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
-import orjson
 from sqlalchemy import (
     CTE,
     JSON,
@@ -54,8 +54,8 @@ def _number(name: str) -> ColumnElement[int]:
 
 
 def as_json(value: object) -> str | None:
-    """A value for a parameter that is JSON; null is no value."""
-    return None if value is None else orjson.dumps(value).decode()
+    """A value for a parameter that is JSON; null is no value. Not by orjson: schemas may hold integers of any size."""
+    return None if value is None else json.dumps(value)
 
 
 def _mine(values: Mapping[str, object]) -> CTE:
@@ -209,7 +209,7 @@ KNOWN_IDS = select(ToolCallRow.tool_call_id).where(
 
 def called(calls: Sequence[Call], answer: ModelAnswer) -> str:
     """The parameter `the_calls` of `ANSWERED`. `answer`: what has them, under the ids that its provider knows."""
-    return orjson.dumps(
+    return json.dumps(
         [
             {
                 "index": call.index,
@@ -218,13 +218,13 @@ def called(calls: Sequence[Call], answer: ModelAnswer) -> str:
                 "name": call.name,
                 "arguments": call.arguments,
                 "arguments_hash": hash_of(call.tool, call.arguments),
-                "tool": call.tool,
+                "tool": None if call.tool is None else dict(call.tool),
                 "description": call.description,
                 "status": call.status,
                 "requires_approval": call.requires_approval,
                 "waits_for": call.waits_for,
-                "started_on": call.started_on,
+                "started_on": None if call.started_on is None else str(call.started_on),
             }
             for call in calls
         ]
-    ).decode()
+    )
