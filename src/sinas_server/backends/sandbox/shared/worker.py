@@ -31,10 +31,9 @@ _GUEST_PARENT = str(Path(guest.__file__).parent.parent)
 _PROGRAM = (
     "import sys; sys.path.insert(0, {path!r}); from guest import shared; del sys.path[0]; shared.main(int(sys.argv[1]))"
 )
-
-
 END_SECONDS = 1.0
 """How long a worker that has closed its channel has for ending by itself."""
+
 Channel = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -82,6 +81,7 @@ class SharedWorker:
             await asyncio.wait([shared.outcome])
         except asyncio.CancelledError:
             shared.stop()
+            shared.outcome.cancel()  # nobody is left who would take an error from it
             raise
         return shared.outcome.result()
 
