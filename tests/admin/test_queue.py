@@ -24,9 +24,9 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import AuditRow
 from sinas_server.kit.clock import now
 from sinas_server.settings import Settings
-from tests.functions.conftest import ECHO, Declare, Json, declare, port, until, worker, working
+from tests.functions.conftest import ECHO, Declare, Json, declare, port, queue, until, worker, working
 from tests.functions.test_executions import record
-from tests.functions.test_recovery import SLEEP, queue
+from tests.functions.test_recovery import SLEEP
 from tests.people import Person
 
 __all__ = ["declare", "port", "worker"]

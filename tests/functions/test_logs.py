@@ -17,9 +17,8 @@ from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.settings import Settings
-from tests.functions.conftest import Declare, Json, until
+from tests.functions.conftest import Declare, Json, queue, until
 from tests.functions.test_executions import record
-from tests.functions.test_recovery import queue
 from tests.people import Person, make_person
 
 PRINTS = """

@@ -24,7 +24,7 @@ from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import CallIdentity
 from sinas_server.settings import Settings
-from tests.functions.conftest import Declare, Json, until, working
+from tests.functions.conftest import Declare, queue, until, working
 from tests.people import Person
 
 SLEEP = "import time\ndef handler(input_data, context):\n    time.sleep(input_data['seconds'])\n    return 'slept'\n"
@@ -33,12 +33,6 @@ SLEEP = "import time\ndef handler(input_data, context):\n    time.sleep(input_da
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"queue_retry_delay": 0.0, "queue_max_retries": 2})
-
-
-async def queue(user: Person, name: str, given: Json | None = None) -> str:
-    answer = await user.http.post(f"/functions/default/{name}/execute/async", json={"input": given or {}})
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["execution_id"])
 
 
 async def lose(runtime: Runtime, execution_id: str, **values: object) -> None:
