@@ -1,11 +1,13 @@
 """Batches of chats: many messages for an agent with one request, followed and cancelled together."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Executable, event, func, select
 
+from sinas_server.backends.db.direct import DirectReader
 from sinas_server.chats import chat_batches
 from sinas_server.chats.chat_batches import CHAT_BATCH_LOOP
 from sinas_server.chats.stop import SETTLE_LOOP
@@ -100,6 +102,36 @@ async def test_what_has_not_ended_is_cancelled(runtime: Runtime, user: Person, d
         assert (chat["last_turn"]["status"], chat["active_channel_id"]) == ("CANCELLED", None)
         last = (await reread(user, chat_id, chat["last_turn"]["channel_id"]))[-1]
         assert (last.name, last.data["status"]) == ("done", "cancelled")
+
+
+@pytest.fixture
+def statements(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the database is asked from now on."""
+    asked = list[str]()
+    fetch = DirectReader.fetch
+
+    async def counted(reader: DirectReader, statement: Executable, parameters: dict[str, object]) -> Sequence[object]:
+        asked.append(str(statement))
+        return await fetch(reader, statement, parameters)
+
+    monkeypatch.setattr(DirectReader, "fetch", counted)
+    event.listen(runtime.database.engine.sync_engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    return asked
+
+
+async def test_cancelling_takes_as_many_statements_however_many_chats_there_are(
+    runtime: Runtime, user: Person, declare: Declare, statements: list[str]
+) -> None:
+    agent, taken = await declare("many", rules=RULES), []
+    for total in (2, 2, 40):  # the first looks up what is remembered from then on
+        batch = await _ask(user, agent, [{"message": "one"}] * total)
+        statements.clear()
+        assert (await user.http.post(f"/batches/{batch['batch_id']}/cancel")).json()["cancelled"] == total
+        for loop in (SETTLE_LOOP, CHAT_BATCH_LOOP, BATCH_LOOP):
+            await loop.step(runtime)
+        taken.append(len(statements))
+        assert (await _get(user, batch["batch_id"]))["status"] == "cancelled"
+    assert 0 < taken[2] <= taken[1], taken
 
 
 async def test_what_runs_stops_when_it_is_cancelled(runtime: Runtime, user: Person, declare: Declare) -> None:
