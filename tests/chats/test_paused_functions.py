@@ -100,6 +100,24 @@ async def test_the_user_answers_at_the_execution(runtime: Runtime, user: Person,
     assert late.status_code == 409
 
 
+async def test_a_question_that_was_answered_at_the_execution_is_not_asked_any_more(
+    runtime: Runtime, user: Person, painter: str
+) -> None:
+    chat_id = await open_chat(user, painter)
+    events = await stream(user, chat_id, "paint")
+    execution_id = (await execution(user, chat_id))["execution_id"]
+    path = f"/chats/{chat_id}/pending-input/{call_of(events)}"
+    went_on = await user.http.post(f"/executions/{execution_id}/continue", json={"input": "blue"}, timeout=60)
+    assert went_on.json()["prompt"] == "How many of blue?"
+    stale = await user.http.post(path, json={"answer": "red"})
+    assert stale.status_code == 409, "this was said to another question"
+    while (questions := await pending(user, chat_id)) == [] or questions[0]["question"] != "How many of blue?":
+        await WAITS_LOOP.step(runtime)
+        await asyncio.sleep(0.02)
+    assert (await user.http.post(path, json={"answer": "2"})).status_code == 202
+    assert await answer_of(runtime, user, chat_id) == "Painted blue/2"
+
+
 async def test_a_called_agents_function_asks_in_the_users_chat(
     runtime: Runtime, user: Person, painter: str, declare: Declare
 ) -> None:

@@ -34,6 +34,18 @@ def handler(input_data, context):
         return {"content": input_data["message"]["content"] + " Seen."}
     return {"run": run}
 """
+ASKING_CODE = (
+    CODE.partition("def handler")[0]
+    + """
+def handler(input_data, context):
+    run = f"{context['execution_id']}.{os.urandom(4).hex()}"
+    mark("began." + run)
+    colour = input("Which colour?")
+    number = input(f"How many of {colour}?")
+    mark("ended." + run)
+    return f"{number} {colour}"
+"""
+)
 RULES: list[dict[str, object]] = [
     {
         "when": {"contains": "go"},
@@ -84,6 +96,11 @@ CHIEF: list[dict[str, object]] = [
     {"when": {"after_tool": CHIEF_CALL}, "answer": f"It said: {{{{ results['{CHIEF_CALL}'].response }}}}"},
 ]
 """A model that has the one above work for it."""
+PROMPTED: list[dict[str, object]] = [
+    {"when": {"contains": "go"}, "answer": "It may ask.", "call": [{"tool": "t/prompts", "arguments": {}}]},
+    {"when": {"after_tool": "t/prompts"}, "answer": "It says: {{ results['t/prompts'] }}"},
+]
+"""A model whose function asks the user twice."""
 RECALLS: list[dict[str, object]] = [{"when": {"contains": "The messages:"}, "answer": "Six questions."}]
 """A model that is asked for summaries too."""
 ANY: dict[str, object] = {"input_schema": {}, "output_schema": {}}
@@ -134,6 +151,8 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
             await stack.ask("POST", "/api/v1/functions", {**body, **ANY})
         code = "def handler(input_data, context):\n    return input_data\n"
         await stack.ask("POST", "/api/v1/functions", {"namespace": "t", "name": "echo", "code": code, **ANY})
+        trusted = {"namespace": "t", "name": "prompts", "code": ASKING_CODE, "shared_pool": True}
+        await stack.ask("POST", "/api/v1/functions", {**trusted, **ANY})
         await add_agent(stack, "agent", RULES, [f"t/{name}" for name in FUNCTIONS])
         await add_agent(stack, "dice", DICE, [])
         await add_agent(stack, "boss", BOSS, [], "t/dice")
@@ -141,6 +160,7 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         needs_user: dict[str, object] = {"approval_policy": {"t/once": "ask"}, "system_tools": ["askUser"]}
         await add_agent(stack, "asks", ASKS, [f"t/{name}" for name in FUNCTIONS], **needs_user)
         await add_agent(stack, "chief", CHIEF, [], "t/asks")
+        await add_agent(stack, "prompted", PROMPTED, ["t/prompts"])
         seen: dict[str, object] = {"function": "t/again", "on_timeout": "block", "timeout_seconds": 60}
         await add_agent(stack, "seen", DICE, [], hooks={"on_user_message": [seen], "on_assistant_message": [seen]})
         await add_agent(stack, "recalls", RECALLS, [], history_summary={})

@@ -15,10 +15,12 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from sinas_server import app, roles
+from sinas_server.backends.blobs import disk
 from sinas_server.backends.stream import StreamEvent, StreamUnavailableError
 from sinas_server.backends.stream.redis import RedisStreams
 from sinas_server.functions import jobs
 from sinas_server.functions.tools import FunctionTools
+from sinas_server.functions.trusted import TrustedHost
 from sinas_server.kernel import job
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.unit import Database, Db
@@ -131,6 +133,7 @@ class Hooks:
         self.around(jobs, "_begin", "begin")
         self.around(NativeSandbox, "run", "sandbox")
         self.around(jobs, "_finish", "finish")
+        self.around(TrustedHost, "get_input", "input")
 
     def agents(self) -> None:
         """The points of a turn."""
@@ -173,18 +176,26 @@ class Hooks:
     def scheduler(self) -> None:
         """The points of letting a turn go on that was told nothing, for each that is found."""
         from sinas_server.chats import stop, waits  # lazy: as above
+        from sinas_server.kernel import blobs  # lazy: as above
 
-        for loop in (waits.WAITS_LOOP, stop.SETTLE_LOOP):
+        for loop in (waits.WAITS_LOOP, stop.SETTLE_LOOP, blobs.BLOBS_LOOP):
             object.__setattr__(loop, "every_seconds", 0.25)  # only saves time
         self.commits()
         self.around(waits, "resume_turn", "sweep")
+        self.around(stop, "settle", "settle")
+        self.around(blobs, "_free", "free")
+        self.around(disk.DiskBlobs, "delete", "unlink")
 
     def api(self) -> None:
         """The points of requests: `mark.*` of what runs in a sandbox, `sse:before` before each event that is sent."""
-        from sinas_server.chats import waits  # lazy: as above
+        from sinas_server.chats import stop, waits  # lazy: as above
         from sinas_server.chats.follow import follow  # lazy: as above
+        from sinas_server.kernel import blobs  # lazy: as above
 
         self.around(waits, "_resume_soon", "resume")
+        self.around(stop, "settle", "settle")
+        self.around(blobs, "keep", "keep")
+        self.around(disk._StagedFile, "keep", "rename")
         follow.__defaults__ = (0.5,)  # readers look for a lost end sooner, which only saves time
         self.commits()
         original = app.create_app

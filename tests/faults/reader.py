@@ -52,7 +52,7 @@ class Reader:
     _place: Place = (0, 0)
     _spoken: dict[int, int] = field(default_factory=dict)
 
-    async def say(self, content: str) -> Json:
+    async def say(self, content: str | list[Json]) -> Json:
         """Send a message and follow the answer to its end; gives the chat as it is right after."""
         async with self.stack.client() as client:
             try:
@@ -67,10 +67,10 @@ class Reader:
 
     async def go_on(self, channel: str) -> Json:
         """Follow the channel on which a turn goes on after its user was asked; gives the chat right after."""
-        self.channel, self.end, self._place = channel, None, (0, 0)
+        self.channel, self.end, self._place, self.asked = channel, None, (0, 0), []
         return await self.follow()
 
-    async def _post(self, client: httpx2.AsyncClient, content: str) -> None:
+    async def _post(self, client: httpx2.AsyncClient, content: str | list[Json]) -> None:
         headers = {} if self.key is None else {"Idempotency-Key": self.key}
         path = f"/chats/{self.chat_id}/{self.path}"
         body = {"content": content, "when_busy": self.when_busy}

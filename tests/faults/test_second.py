@@ -173,6 +173,7 @@ async def test_traces_of_what_is_injected_have_these_points(stack: Stack, invari
 
 FIRST_ENDS = [("completed:commit", 1), ("completed:committed", 1)]
 """The end of a turn is the beginning of the next one."""
+NEVER: Point = ("none", 1)
 NEXT_CLAIMED = ("turns.claim:committed", 1)
 
 
@@ -217,23 +218,24 @@ async def test_the_agent_worker_dies_when_a_turn_fails(invariants: Invariants, p
     await talk.read_again()
 
 
-@pytest.mark.parametrize(
-    ("point", "actions"), [("request:committed", "api"), ("canceled:before", "agents"), ("request:commit", "postgres")]
-)
-async def test_something_dies_when_a_turn_is_stopped(invariants: Invariants, point: str, actions: str) -> None:
+async def stopped(invariants: Invariants, point: Point, actions: str, then: Point = NEVER, later: str = "") -> None:
+    """A turn is stopped with a fault, and maybe another after that."""
     talk, stack = Talk(invariants, "queue"), invariants.stack
     await talk.begin()
     with stack.hold(*HELD):
         going = [asyncio.create_task(talk.readers[0].say("go"))]
         await stack.happened()
         going += await talk.say_more()
-        stack.plan(point, 1, actions)
+        stack.plan(*point, actions)
         stopping = asyncio.create_task(talk.stop())
 
         async def is_stopped() -> bool:
             return bool(talk.turns()[0]["status"] == "CANCELLED")
 
         await eventually(is_stopped, "it is not stopped")
+        if then != NEVER:
+            await stack.happened()
+            stack.plan(*then, later)
     await asyncio.gather(*going, stopping)
     await stack.happened()
     await invariants.ends()
@@ -247,6 +249,31 @@ async def test_something_dies_when_a_turn_is_stopped(invariants: Invariants, poi
     for turn, reader in zip(turns, talk.readers[1:], strict=True):
         invariants.told(turn["id"], reader)
     await talk.read_again()
+
+
+@pytest.mark.parametrize(
+    ("point", "actions"),
+    [
+        ("request:committed", "api"),
+        ("request:commit", "postgres"),
+        ("canceled:before", "agents"),
+        ("canceled:commit", "agents"),
+        ("canceled:committed", "agents"),
+        ("canceled:commit", "postgres"),
+        ("canceled:committed", "lose"),
+        ("canceled:committed", "flush agents"),
+    ],
+)
+async def test_something_dies_when_a_turn_is_stopped(invariants: Invariants, point: str, actions: str) -> None:
+    await stopped(invariants, (point, 1), actions)
+
+
+@pytest.mark.parametrize("moment", ["commit", "committed"])
+@pytest.mark.parametrize(("lost", "who"), [("agents", "api"), ("agents api", "scheduler")])
+async def test_who_stops_a_turn_for_its_dead_worker_dies_too(
+    invariants: Invariants, lost: str, who: str, moment: str
+) -> None:
+    await stopped(invariants, ("request:committed", 1), lost, (f"settle:{moment}", 1), who)
 
 
 PLACES = [

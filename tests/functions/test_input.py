@@ -3,14 +3,17 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Executable, Row, text
+from sqlalchemy.exc import OperationalError
 
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Database
 from sinas_server.settings import Settings
 from tests.functions.conftest import Declare, Json, pool_of, queue, run, until, working
 from tests.people import Person
@@ -114,6 +117,29 @@ async def test_cancel_of_one_that_waits(admin: Person, share: Declare, worker: W
         await asyncio.sleep(0.02)
     await go_on(admin, execution_id, "x", 400)
     assert not pool_of(worker).workers()[0].draining, "the thread has ended by itself"
+
+
+async def test_a_pause_of_which_the_worker_did_not_hear_is_not_repeated(
+    admin: Person, share: Declare, worker: Worker[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has seen it may have answered by then, and his answer must not be lost."""
+    direct, answering = Database.direct, list[asyncio.Task[Json]]()
+
+    async def losing(database: Database, statement: Executable, given: dict[str, object]) -> Sequence[Row[Any]]:
+        rows = await direct(database, statement, given)
+        if "new_prompt" in given and not answering:
+            execution_id = str(rows[0].id)
+            answering.append(asyncio.create_task(go_on(admin, execution_id, "Ann")))
+            await until(admin, execution_id, "RUNNING")
+            cause = psycopg.OperationalError("the connection is lost")
+            raise OperationalError("COMMIT", None, cause, connection_invalidated=True)
+        return rows
+
+    monkeypatch.setattr(Database, "direct", losing)
+    await share("asks", ASK)
+    execution_id = await queue(admin, "asks")
+    row = await until(admin, execution_id, "COMPLETED")
+    assert (row["output_data"], (await answering[0])["status"]) == ("Ann", "COMPLETED")
 
 
 async def test_others_may_not_answer(admin: Person, user: Person, share: Declare, worker: Worker[Any]) -> None:

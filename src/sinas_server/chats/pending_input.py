@@ -98,7 +98,7 @@ async def _give_input(db: Db, runtime: Runtime, call: ToolCallRow, text: str) ->
         ExecutionRow.status == Status.AWAITING_INPUT,
     )
     row = await db.scalar(paused.with_for_update())
-    if row is None:  # answered at the execution itself, or ended
+    if row is None or row.prompt != (call.question or {}).get("question"):  # answered at the execution itself, or ended
         raise ConflictError(RESOLVED)
     await give_input(db, runtime, row, text)
 

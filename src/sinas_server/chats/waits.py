@@ -32,6 +32,11 @@ SWEEP_SECONDS = 2.0
 WAITS = (Status.WAITING, Status.SUSPENDED)
 
 
+def asks_still(call: type[ToolCallRow]) -> ColumnElement[bool]:
+    """That a paused execution asks what its call's user was asked: answered elsewhere, it asks something else."""
+    return ExecutionRow.prompt.is_not_distinct_from(call.question["question"].as_string())
+
+
 def _settled() -> ColumnElement[bool]:
     """That a waiting call (`ToolCallRow`) need wait no longer."""
     child, call = aliased(TurnRow), ToolCallRow
@@ -46,6 +51,7 @@ def _settled() -> ColumnElement[bool]:
         ExecutionRow.step == call.step,
         ExecutionRow.call_index == call.index,
         ExecutionRow.status == ExecutionStatus.AWAITING_INPUT,
+        asks_still(call),
     )
     return or_(
         call.wait_until <= func.now(),

@@ -6,7 +6,7 @@ from time import monotonic
 from uuid import UUID
 
 from pydantic import JsonValue
-from sqlalchemy import Text, Uuid, bindparam, literal_column, null, select, update
+from sqlalchemy import Integer, Text, Uuid, bindparam, literal_column, null, select, update
 
 from sinas_server.backends.sandbox import HostRefusalError
 from sinas_server.backends.stream import Listener
@@ -28,7 +28,7 @@ LOOK_SECONDS = 5.0
 _WHICH = (ExecutionRow.id == bindparam("our_id", type_=Uuid),)
 _PAUSE = (
     update(ExecutionRow)
-    .where(*OURS)
+    .where(*OURS, ExecutionRow.pauses == bindparam("known_pauses", type_=Integer))
     .values(
         status=Status.AWAITING_INPUT.value,
         prompt=bindparam("new_prompt", type_=Text),
@@ -37,6 +37,7 @@ _PAUSE = (
     )
     .returning(ExecutionRow.id)
 )
+"""Counts the pause, so that one whose answer got lost is not done again: somebody may have said something since."""
 _LOOK = select(ExecutionRow.status, ExecutionRow.attempt, ExecutionRow.answer).where(*_WHICH)
 _GIVE_UP = (
     update(ExecutionRow)
@@ -83,6 +84,7 @@ class TrustedHost:
         """Seconds in which it waited for people."""
         self.has_asked = False
         """Whether it has asked for input, so that running it anew would ask again."""
+        self._pauses = claim.row.pauses
         self._one_by_one = asyncio.Lock()
         self._runtime = runtime
         self._claim = claim
@@ -125,9 +127,9 @@ class TrustedHost:
         row, database, signals = self._row, self._runtime.database, self._runtime.signals
         began, self.has_asked = monotonic(), True
         async with signals.listen(answer_topic(row.id)) as listener:
-            paused = await patiently(lambda: database.direct(_PAUSE, {**ours(row), "new_prompt": prompt}))
-            if not paused:
-                raise InterruptedWorkError("the execution is no longer this worker's")
+            which = {**ours(row), "known_pauses": self._pauses, "new_prompt": prompt}
+            await patiently(lambda: database.direct(_PAUSE, which))
+            self._pauses += 1
             await signals.signal(topic(row.id), Standing(row.id, Status.AWAITING_INPUT, prompt=prompt).note())
             try:
                 with self._claim.slot.left():
