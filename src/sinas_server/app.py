@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -78,14 +79,23 @@ class CleanPath:
         """Serve one request."""
         if scope["type"] == "http":
             path = scope["path"]
-            if "\x00" in path or b"%00" in scope.get("query_string", b""):
-                detail = [{"loc": ["path"], "msg": "NUL characters are not allowed", "type": "value_error"}]
+            query = scope.get("query_string", b"").decode("latin-1")
+            if "\x00" in path or "%00" in query:
+                places = [["path"]] if "\x00" in path else [["query", name] for name in _with_nul(query)]
+                told = {"msg": "NUL characters are not allowed", "type": "value_error"}
+                detail = [{"loc": place, **told} for place in places]
                 problem = Problem(422, {"detail": detail, "code": "invalid"})
                 await refusal(scope, problem)(scope, receive, send)
                 return
             if len(path) > 1 and path.endswith("/"):
                 scope = {**scope, "path": path.rstrip("/") or "/"}
         await self._app(scope, receive, send)
+
+
+def _with_nul(query: str) -> list[str]:
+    """The parameters of a query string that hold a NUL character; there is one, or the string itself is at fault."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return [name.replace("\x00", "") for name, value in pairs if "\x00" in name + value] or [""]
 
 
 class BodyLimit:

@@ -166,9 +166,26 @@ async def test_no_route_redirects(app: FastAPI, client: httpx2.AsyncClient) -> N
 
 
 async def test_nul_in_a_path_or_query_is_422(client: httpx2.AsyncClient) -> None:
-    for path in ("/api/v1/agents/a%00b/c", "/api/v1/agents?namespace=%00", "/health?x=%00", "/%00"):
+    places = {
+        "/api/v1/agents/a%00b/c": [["path"]],
+        "/%00": [["path"]],
+        "/api/v1/agents?namespace=%00&limit=1": [["query", "namespace"]],
+        "/health?x=a%00&%00=1&y": [["query", "x"], ["query", ""]],
+    }
+    for path, locations in places.items():
         answer = await client.get(path)
-        assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["path"])
+        assert (answer.status_code, [each["loc"] for each in answer.json()["detail"]]) == (422, locations)
+
+
+async def test_nul_in_a_body_is_422_with_its_place(admin: Person) -> None:
+    for body, place in (
+        (b'{"name": "a\\u0000"}', "name: "),
+        (b'{"a": [{}, {"b": "\\u0000"}]}', "a.1.b: "),
+        (b'{"\\u0000": 1}', ""),
+    ):
+        answer = await admin.http.post("/api/v1/agents", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422
+        assert f"JSON decode error: {place}NUL characters" in answer.json()["detail"][0]["msg"]
 
 
 async def test_terminated_connections_are_503_or_unnoticed(runtime: Runtime, admin: Person) -> None:

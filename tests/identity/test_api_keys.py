@@ -126,6 +126,7 @@ async def test_expired_and_inactive_keys_are_401(user: Person, runtime: Runtime,
         ({"name": "x", "permissions": ["sinas.a.read:own"]}, "permissions"),
         ({"name": "x", "expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
         ({"name": "x", "expires_at": "soon"}, "expires_at"),
+        ({"name": "x", "expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at"),
     ],
 )
 async def test_bad_keys_are_422_with_the_place(body: dict[str, object], where: str, user: Person) -> None:

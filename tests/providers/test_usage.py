@@ -171,7 +171,10 @@ async def test_prices_are_checked_when_they_are_declared(admin: Person) -> None:
 @pytest.mark.parametrize(
     ("params", "field"),
     [
-        ({"since": "2026-01-01"}, "since"),
+        ({"since": "January"}, "since"),
+        ({"since": "1969-12-31T00:00:00Z"}, "since"),
+        ({"until": "0001-01-01T00:00:00+14:00"}, "until"),
+        ({"until": "9999-12-31T23:59:59-14:00"}, "until"),
         ({"since": "2026-02-01T00:00:00Z", "until": "2026-01-01T00:00:00Z"}, "since"),
         ({"group_by": "planet"}, "group_by"),
         ({"user": "x"}, "user"),

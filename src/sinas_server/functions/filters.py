@@ -8,10 +8,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy import ColumnElement
 
 from sinas_server.functions.tables import ExecutionRow, Status, Trigger
-from sinas_server.identity.api_keys import Time
 from sinas_server.kernel.errors import InvalidError
 from sinas_server.kernel.http import MAX_INT
 from sinas_server.kernel.routes import MAX_LIST
+from sinas_server.kit.clock import Time
 
 E = TypeVar("E", bound=StrEnum)
 

@@ -1,11 +1,11 @@
 """The routes of API keys. A key never holds more than its creator, and is shown once."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, TypeAlias
 from uuid import UUID
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import func, select, update
 
 from sinas_server.identity.guard import require_all, require_on
@@ -16,19 +16,11 @@ from sinas_server.kernel.errors import InvalidError, NotFoundError
 from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.unit import Db
-from sinas_server.kit.clock import now
+from sinas_server.kit.clock import Time, now
 from sinas_server.kit.crypto import hash_token
 
 api_keys_router = new_router("/api-keys", "api-keys")
 KeyId: TypeAlias = Annotated[UUID, Path(description="The key's id.")]
-
-
-def in_utc(value: datetime) -> datetime:
-    """A time without a zone is meant in UTC."""
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-
-Time: TypeAlias = Annotated[datetime, AfterValidator(in_utc)]
 
 
 class APIKeyCreate(BaseModel):

@@ -11,10 +11,10 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, JsonValue
 from sqlalchemy import ColumnElement, select
 
-from sinas_server.identity.api_keys import Time
 from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, JsonAnswer, Run, new_router
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import AuditRow
+from sinas_server.kit.clock import Time
 
 audit_router = new_router("/audit", "audit")
 LINES = "application/x-ndjson"

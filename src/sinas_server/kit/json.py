@@ -20,8 +20,9 @@ def parse(body: bytes) -> JsonValue:
         value = cast(JsonValue, orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise BadJsonError(str(error)) from error
-    if b"\\u0000" in body and has_nul(value):
-        raise BadJsonError("NUL characters (\\u0000) cannot be stored")
+    place = nul_in(value) if b"\\u0000" in body else None
+    if place is not None:
+        raise BadJsonError(": ".join((*filter(None, [".".join(place)]), "NUL characters (\\u0000) cannot be stored")))
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
         raise BadJsonError(f"values are nested more than {MAX_DEPTH} deep")
     return value
@@ -38,13 +39,23 @@ def is_deeper(value: object, levels: int) -> bool:
     return True
 
 
+def nul_in(value: object) -> tuple[str, ...] | None:
+    """Where in `value` a string holds a NUL character, for a key where its object is; None if none does."""
+    if isinstance(value, str):
+        return () if "\x00" in value else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in items:
+        if isinstance(key, str) and "\x00" in key:
+            return ()
+        place = nul_in(item)
+        if place is not None:
+            return (str(key), *place)
+    return None
+
+
 def has_nul(value: object) -> bool:
     """Whether any string inside `value`, keys included, holds a NUL character."""
-    if isinstance(value, str):
-        return "\x00" in value
-    if isinstance(value, dict):
-        return any(has_nul(key) or has_nul(item) for key, item in value.items())
-    return isinstance(value, (list, tuple)) and any(has_nul(item) for item in value)
+    return nul_in(value) is not None
 
 
 def to_snake(key: str) -> str:

@@ -18,7 +18,7 @@ from sinas_server.kernel.errors import ForbiddenError, InvalidError, NotFoundErr
 from sinas_server.kernel.http import CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Database, Db
-from sinas_server.kit.clock import now
+from sinas_server.kit.clock import Time, now
 from sinas_server.providers.admit import Quota, quotas
 from sinas_server.providers.tables import UsageRow
 from sinas_server.providers.usage import Payer
@@ -85,8 +85,8 @@ class UsageQuery(BaseModel):
     """Which usage."""
 
     group_by: list[Group] = Field(default=[], max_length=4, description="What to group by; may be repeated.")
-    since: datetime | None = Field(default=None, description=f"From when (ISO 8601); by default {DAYS} days ago.")
-    until: datetime | None = Field(default=None, description="Until when, exclusive; by default now.")
+    since: Time | None = Field(default=None, description=f"From when (ISO 8601); by default {DAYS} days ago.")
+    until: Time | None = Field(default=None, description="Until when, exclusive; by default now.")
     user: UUID | None = Field(default=None, description="Only this user's.")
     agent: str | None = Field(default=None, max_length=600, description="Only this agent's: `namespace/name`.")
     chat: UUID | None = Field(default=None, description="Only this chat's.")
@@ -155,8 +155,8 @@ async def _read(db: CurrentDb, caller: CurrentCaller, only: Annotated[UsageQuery
     """Administrators see everyone's, others their own."""
     if not caller.allows(USAGE.name, "read", caller.id):
         raise ForbiddenError("Not authorized: this needs sinas.usage.read:own")
-    until = _zoned(only.until, "until") or now()
-    since = _zoned(only.since, "since") or until - timedelta(days=DAYS)
+    until = only.until or now()
+    since = only.since or until - timedelta(days=DAYS)
     if since >= until:
         raise InvalidError([(("query", "since"), "must be before until")])
     where = [caller.visible(USAGE.name, "read", OwnedColumns((), UsageRow.user_id))]
@@ -165,12 +165,6 @@ async def _read(db: CurrentDb, caller: CurrentCaller, only: Annotated[UsageQuery
     where += [getattr(UsageRow, name) == value for name, value in filters.items() if value is not None]
     totals, groups, truncated = await _usage(db, where, only)
     return UsageResponse(since=since, until=until, totals=totals, groups=groups, truncated=truncated)
-
-
-def _zoned(moment: datetime | None, name: str) -> datetime | None:
-    if moment is not None and moment.tzinfo is None:
-        raise InvalidError([(("query", name), "needs a time zone: 2026-11-01T00:00:00Z")])
-    return moment
 
 
 class QuotaResponse(_Answer):
