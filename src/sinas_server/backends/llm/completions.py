@@ -4,8 +4,9 @@ For requests that come in this form already (`ModelRequest.verbatim`): a fifth o
 library takes, and none of its memory.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from uuid import uuid4
 
 import httpx2
@@ -33,6 +34,7 @@ MOST_BYTES = 16 << 20
 """Of one event: whoever sends more is no model."""
 REASONS = {"function_call": "tool_calls", **{reason: reason for reason in ("length", "tool_calls", "content_filter")}}
 DONE = b"[DONE]"
+DRAIN_SECONDS = 0.1
 SPEAKERS = frozenset({"openai", "ollama"})
 """The types of providers that speak OpenAI's chat completions."""
 
@@ -137,6 +139,16 @@ class _Answering:
         )
 
 
+def request_headers(config: ProviderConfig, options: ProviderOptions) -> dict[str, str]:
+    """What every request for a chat completion says of who asks."""
+    headers = {"content-type": "application/json"}
+    if config.api_key:
+        headers["authorization"] = f"Bearer {config.api_key}"
+    if options.organization_id and config.type == "openai":
+        headers["openai-organization"] = options.organization_id
+    return headers | {name.lower(): value for name, value in options.headers.items()}
+
+
 class Completions:
     """A provider that speaks OpenAI's chat completions, over one HTTP client."""
 
@@ -146,20 +158,13 @@ class Completions:
         self._endpoint = endpoint
         self._options = options
         self._secrets = secrets_of(config, options)
-        self._headers = {"content-type": "application/json"}
-        if config.api_key:
-            self._headers["authorization"] = f"Bearer {config.api_key}"
-        if options.organization_id and config.type == "openai":
-            self._headers["openai-organization"] = options.organization_id
-        self._headers |= {name.lower(): value for name, value in options.headers.items()}
+        self._headers = request_headers(config, options)
 
     async def stream(self, http: httpx2.AsyncClient, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """See `LanguageModel.stream`."""
         heard = _Answering()
-        async with self._asked(http, request) as response, aclosing(_events(response)) as events:
-            async for data in events:  # to the end, or the connection could not be used again
-                if data == DONE:
-                    continue
+        async with self._asked(http, request) as response, aclosing(events_of(response)) as events:
+            async for data in events:
                 for event in heard.hear(self._chunk(data)):
                     if request.stream_calls or not isinstance(event, ToolCallDelta):
                         yield event
@@ -207,17 +212,29 @@ class Completions:
         return chunk
 
 
-async def _events(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
-    """The data of server-sent events (WHATWG HTML, section 9.2), whose other fields say nothing here."""
+async def events_of(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
+    """The data of server-sent events (WHATWG HTML, section 9.2) before `[DONE]`; other fields say nothing here."""
     rest, data = b"", list[bytes]()
-    async for piece in response.aiter_bytes():
+    pieces = response.aiter_bytes()
+    async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             text = line.removesuffix(b"\r")
             if text.startswith(b"data:"):
                 data.append(text[5:].removeprefix(b" "))
             elif not text and data:
-                yield b"\n".join(data)
+                if (event := b"\n".join(data)).startswith(DONE):
+                    await _drain(pieces)
+                    return
+                yield event
                 data = []
         if len(rest) > MOST_BYTES:
             raise ProviderError("the provider sent an event that is too large")
+
+
+async def _drain(pieces: AsyncIterator[bytes]) -> None:
+    """Read to the end, or the connection could not be used again; but whoever leaves it open makes nobody wait."""
+    with suppress(TimeoutError, httpx2.HTTPError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in pieces:
+                pass

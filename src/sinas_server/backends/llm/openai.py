@@ -18,8 +18,10 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 
 from sinas_server.backends.llm import ProviderConfig
+from sinas_server.backends.llm.completions import request_headers
 from sinas_server.backends.llm.connection import Connection
 from sinas_server.backends.llm.dialect import Dialect
+from sinas_server.backends.llm.openai_light import lighten
 from sinas_server.backends.llm.options import OFFICIAL, ProviderOptions, keeps_prompts
 
 NO_KEY = "none"
@@ -39,6 +41,8 @@ def connect(config: ProviderConfig, endpoint: str, options: ProviderOptions, htt
     )
     # Else taken from the process environment, which is not this provider's.
     client.organization, client.project = options.organization_id, None
+    if options.api == "chat":
+        lighten(client, http, request_headers(config, options))
 
     if config.type == "ollama":
         return Connection(lambda name: _ollama(name, client), DIALECT)
