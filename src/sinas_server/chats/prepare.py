@@ -86,9 +86,10 @@ async def prepare(runtime: Runtime, turn: TurnRow) -> Prepared:
     if talk is None:
         raise NotFoundError("the chat was deleted")
     agent = await _agent(runtime, caller, turn, talk)
-    found = await resolve_now(runtime.database, agent.spec.llm_provider_id, agent.spec.model)
+    resolving = resolve_now(runtime.database, agent.spec.llm_provider_id, agent.spec.model)
+    found, owner = await asyncio.gather(resolving, lender(runtime, agent.owner_id))
     values = with_defaults(agent.spec.input_schema, talk.chat.input)
-    context = agent_context(agent, await lender(runtime, agent.owner_id), values)
+    context = agent_context(agent, owner, values)
     tools = await _tools(runtime, caller, agent.spec, context)
     if talk.paged:
         tools[READ_RESULT.name] = READ_RESULT

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TypedDict
+from typing import TypeAlias, TypedDict, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -17,6 +17,7 @@ from sinas_server.backends.stream import Position, StreamEvent, StreamLostError,
 ALWAYS = "sinas:signals"
 """Received by every process, so that there is always a subscription."""
 JOIN_SECONDS = 1.0
+Entries: TypeAlias = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 MARK = Position(0, 1)
 """The first entry of every stream: tells a stream that is complete from one that Redis lost and a writer resumed."""
 REFUSED = re.compile("no such key|smaller than")
@@ -183,13 +184,11 @@ class RedisStreams:
 
     async def read(self, channel: str, after: Position) -> tuple[bool, list[StreamEvent]]:
         """XRANGE from the next id on; the mark is never shown."""
-        start = max(after, MARK)
+        key, start = _key(channel), max(after, MARK)
         with _reachable():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.exists(_key(channel))
-                pipe.xrange(_key(channel), min=f"({start}")
-                exists, entries = await pipe.execute()
-        return bool(exists), _events(entries)
+            entries = cast(Entries, await self._redis.xrange(key, min=f"({start}"))
+            exists = bool(entries) or bool(await self._redis.exists(key))
+        return exists, _events(entries)
 
     async def seal(self, channel: str, upto: Position) -> list[StreamEvent]:
         """XSETID and XRANGE in one transaction; a stream that is gone or further already is left as it is."""
@@ -216,7 +215,7 @@ class RedisStreams:
             await self._redis.expire(_key(channel), seconds)
 
 
-def _events(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[StreamEvent]:
+def _events(entries: Entries) -> list[StreamEvent]:
     return [
         StreamEvent(Position.parse(entry.decode()), fields[b"n"].decode(), fields[b"d"]) for entry, fields in entries
     ]
