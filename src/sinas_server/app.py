@@ -1,6 +1,6 @@
 """The HTTP applications: the runtime API at the root, the management API and the OpenAI adapter below it."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -217,7 +217,12 @@ def _middleware(settings: Settings) -> list[Middleware]:
 
 
 def _api(
-    title: str, description: str, routers: Sequence[APIRouter], prefix: str = "", form: Form = detail_form
+    title: str,
+    description: str,
+    routers: Sequence[APIRouter],
+    prefix: str = "",
+    form: Form = detail_form,
+    mounts: Mapping[str, FastAPI] | None = None,
 ) -> FastAPI:
     app = FastAPI(
         title=title,
@@ -230,6 +235,8 @@ def _api(
         servers=[{"url": prefix or "/"}],
     )
     install_error_handlers(app, form)
+    for path, mounted in (mounts or {}).items():  # before the routers, whose every route would be tried first
+        app.mount(path, mounted)
     for router in routers:
         mark_protected(router)
         app.include_router(router)
@@ -246,11 +253,6 @@ def create_app(settings: Settings, open_runtime: OpenRuntime) -> FastAPI:
         MANAGEMENT_ROUTERS,
         MANAGEMENT_PATH,
     )
-    runtime_api = _api(
-        "Sinas runtime API",
-        "What applications and their users call: login, chats, executions.",
-        (_health_router(), *RUNTIME_ROUTERS),
-    )
     adapter = _api(
         "Sinas OpenAI adapter",
         "Agents and models behind the API of OpenAI: point its SDKs here.",
@@ -258,9 +260,13 @@ def create_app(settings: Settings, open_runtime: OpenRuntime) -> FastAPI:
         ADAPTER_PATH,
         openai_form,
     )
+    runtime_api = _api(
+        "Sinas runtime API",
+        "What applications and their users call: login, chats, executions.",
+        (_health_router(), *RUNTIME_ROUTERS),
+        mounts={MANAGEMENT_PATH: management, ADAPTER_PATH: adapter},
+    )
     _add_assets(runtime_api)
-    runtime_api.mount(MANAGEMENT_PATH, management)
-    runtime_api.mount(ADAPTER_PATH, adapter)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -99,8 +99,9 @@ RESOURCES: tuple[AccessResource, ...] = (*PEOPLE, *executions.RESOURCES, CHATS, 
 """What permissions are about besides the kinds."""
 
 RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
-    *identity.RUNTIME_ROUTERS,
     *functions.RUNTIME_ROUTERS,
+    chats_router,
+    *identity.RUNTIME_ROUTERS,
     *executions.RUNTIME_ROUTERS,
     tree_router,
     logs_router,
@@ -108,7 +109,6 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     batches_router,
     skills.runtime_router,
     agents.runtime_router,
-    chats_router,
     again_router,
     branches_router,
     attached_router,
@@ -120,7 +120,7 @@ RUNTIME_ROUTERS: tuple[APIRouter, ...] = (
     usage.runtime_router,
     *templates.RUNTIME_ROUTERS,
 )
-"""Mounted at the root."""
+"""Mounted at the root; the first is matched first, so what is called most stands there."""
 
 MANAGEMENT_ROUTERS: tuple[APIRouter, ...] = (
     *identity.MANAGEMENT_ROUTERS,
