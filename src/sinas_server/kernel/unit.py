@@ -90,7 +90,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection; those that canceled work is just giving back are waited for."""
-        await self._direct.close()
+        await self._direct.close(GIVE_BACK_SECONDS)
         pool = self.engine.pool
         for _ in range(GIVE_BACK_LOOKS):
             if not isinstance(pool, QueuePool) or not pool.checkedout():

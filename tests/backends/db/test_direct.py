@@ -22,7 +22,7 @@ async def reader(database_url: str) -> AsyncIterator[DirectReader]:
     engine = open_engine(database_url)
     made = DirectReader(engine)
     yield made
-    await made.close()
+    await made.close(2)
     await engine.dispose()
 
 
@@ -72,6 +72,19 @@ async def test_a_canceled_read_leaves_no_answer_for_the_next(reader: DirectReade
         await sleeping
     assert sleeping.cancelled()
     assert (await reader.fetch(SUM, {"a": 5}))[0].sum == 7
+
+
+async def test_closing_waits_for_what_is_in_use_but_not_for_ever(reader: DirectReader) -> None:
+    short = asyncio.create_task(reader.fetch(select(func.pg_sleep(0.3)), {}))
+    await asyncio.sleep(0.05)
+    await reader.close(10)
+    assert short.done(), "nothing is left to be closed later, when perhaps no event loop runs any more"
+    long = asyncio.create_task(reader.fetch(SLEEP, {}))
+    await asyncio.sleep(0.05)
+    await reader.close(0.1)
+    assert not long.done()
+    long.cancel()
+    await asyncio.wait([long])
 
 
 async def test_a_pooler_that_forgets_prepared_statements_costs_only_the_preparing(reader: DirectReader) -> None:

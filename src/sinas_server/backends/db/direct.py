@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -86,10 +87,14 @@ class DirectReader:
             await connection.close()
         return await self._connect()
 
-    async def close(self) -> None:
-        """Close every idle connection now, and those in use when they are not."""
+    async def close(self, seconds: float) -> None:
+        """Close every connection: those in use when they are not, which is waited for that long."""
         self._ended = True
         await self._close_idle()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), AsyncExitStack() as slots:
+                for _ in range(CONNECTIONS):
+                    await slots.enter_async_context(self._slots)
 
     async def _close_idle(self) -> None:
         idle, self._idle = self._idle, []
