@@ -21,6 +21,7 @@ from sinas_server.identity.tables import ExecutionGrantRow, OtpSessionRow, Refre
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import TaskRow
 from sinas_server.kit.clock import now
+from sinas_server.kit.crypto import hash_token
 from tests.identity.codes import Codes, ask, verify
 from tests.people import Person
 
@@ -125,6 +126,16 @@ async def test_codes_are_nowhere_in_plain(client: httpx2.AsyncClient, code_for: 
     ]
     assert len(stored) == 2
     assert code not in str(stored) and "plain@example.com" not in str(stored)
+
+
+async def test_refresh_tokens_are_nowhere_in_plain(
+    client: httpx2.AsyncClient, code_for: Codes, runtime: Runtime
+) -> None:
+    session_id = await ask(client, "kept@example.com")
+    token = (await verify(client, session_id, await code_for("kept@example.com"))).json()["refresh_token"]
+    [row] = await runtime.database.rows(select(RefreshTokenRow))
+    assert token not in str(row)
+    assert row.token_hash == hash_token(runtime.settings.signing_key, token)
 
 
 async def test_login_routes_ignore_the_authorization_header(client: httpx2.AsyncClient, code_for: Codes) -> None:
