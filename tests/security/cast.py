@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 from fastapi import FastAPI
@@ -68,10 +68,11 @@ class Cast:
     """An administrator's key for everything."""
     busy: list[tuple[Person, str]] = dataclasses.field(default_factory=list)
     """See `Objects.busy`."""
+    talking: dict[UUID, Places] = dataclasses.field(default_factory=dict)
+    """See `Objects.talking`."""
 
-    def objects(self, column: str) -> Objects:
-        owner = self.user if column == "owner" else self.admin
-        return Objects(self.runtime, self.admin, owner, self.stranger, busy=self.busy)
+    def objects(self, owner: Person) -> Objects:
+        return Objects(self.runtime, self.admin, owner, self.stranger, busy=self.busy, talking=self.talking)
 
     async def tokens(self, column: str, needs: list[str]) -> list[str]:
         """The credentials of a sort of callers."""
@@ -121,22 +122,21 @@ class Cast:
 
 @dataclasses.dataclass
 class Attempt:
-    """One route, called again and again; objects are made anew once a call has changed something."""
+    """One route, called again and again on one owner's objects; made anew once a call has changed something."""
 
     route: str
     http: httpx2.AsyncClient
+    make: Objects
     places: Places | None = None
 
-    async def call(self, make: Objects, headers: Headers) -> httpx2.Response:
+    async def call(self, headers: Headers) -> httpx2.Response:
         method, path = self.route.split(" ")
         if self.places is None:
-            self.places = await make_places(make, self.route)
+            self.places = await make_places(self.make, self.route)
         url = path.format(**self.places)
         operation = OPERATIONS[self.route]
-        answer = await self.http.request(
-            method, url, json=body_of(operation, make, self.places), params=QUERIES.get(operation), headers=headers,
-            timeout=60,
-        )  # fmt: skip
+        body, query = body_of(operation, self.make, self.places), QUERIES.get(operation)
+        answer = await self.http.request(method, url, json=body, params=query, headers=headers, timeout=60)
         if answer.is_success and method != "GET":
             self.places = None
         return answer

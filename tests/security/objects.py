@@ -32,9 +32,10 @@ class Objects:
     owner: Person
     stranger: Person
     """Someone that is put into roles."""
-    agents: list[Places] = field(default_factory=list)
     busy: list[tuple[Person, str]] = field(default_factory=list)
     """Chats with a turn that does not end: one at a time in a test, as each takes a slot of the worker."""
+    talking: dict[UUID, Places] = field(default_factory=dict)
+    """Owner → the agent of all his chats, which no route under test is given."""
 
     def name(self) -> str:
         return f"x{uuid4().hex[:12]}"
@@ -87,8 +88,7 @@ class Objects:
         await self._post(self.owner, "/api/v1/functions", {"name": name, "code": CODE, "requires_approval": True})
         body = {"name": name, "llm_provider_id": provider["id"], "enabled_functions": [f"default/{name}"]}
         await self._post(self.owner, "/api/v1/agents", body)
-        self.agents.append({"namespace": "default", "name": name, "agent_name": name, "version": "1"})
-        return self.agents[-1]
+        return {"namespace": "default", "name": name, "agent_name": name, "version": "1"}
 
     async def model(self) -> Places:
         """An agent as a model of the adapter."""
@@ -102,10 +102,9 @@ class Objects:
         return {"response_id": made["id"]}
 
     async def chat(self, content: str = "hello") -> Places:
-        agent = self.agents[0] if self.agents else await self.agent()
+        agent = self.talking[self.owner.id] = self.talking.get(self.owner.id) or await self.agent()
         made = await self._post(self.owner, f"/agents/default/{agent['name']}/chats", {})
-        url = f"/chats/{made['id']}/messages"
-        said = await self._post(self.owner, url, {"content": content})
+        said = await self._post(self.owner, f"/chats/{made['id']}/messages", {"content": content})
         return {"chat_id": made["id"], "channel_id": said["channel_id"]}
 
     async def said(self) -> Places:

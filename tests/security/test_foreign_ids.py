@@ -22,7 +22,7 @@ def test_there_are_such_routes() -> None:
 
 @pytest.mark.parametrize("route", NESTED)
 async def test_what_is_anothers_is_not_there_inside_ones_own(route: str, everyone: Cast) -> None:
-    make, others = everyone.objects("owner"), everyone.objects("admin")
+    make, others = everyone.objects(everyone.user), everyone.objects(everyone.admin)
     method, path = route.split(" ")
     outer = "chat_id" if "{chat_id}" in path else "user_id"
     headers = {"Authorization": f"Bearer {everyone.user.token}"}

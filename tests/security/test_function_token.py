@@ -57,7 +57,7 @@ async def test_every_route_with_the_token_of_an_administrators_function(everyone
     wrong: list[str] = []
     async with http_client(everyone.app) as http:
         for route in WITH_CREDENTIAL:
-            answer = await Attempt(route, http).call(everyone.objects("admin"), {"Authorization": f"Bearer {token}"})
+            answer = await Attempt(route, http, everyone.objects(admin)).call({"Authorization": f"Bearer {token}"})
             if _is_barred(route):
                 is_right = answer.is_client_error or (route.startswith("GET ") and answer.json() == [])
             else:
@@ -88,7 +88,7 @@ async def _statuses(inside: Inside) -> dict[str, int]:
     """What the code gets of its caller's, of its owner's, and of what it makes in its caller's name."""
     said = await inside.objects.said()
     chat = said["chat_id"]
-    agent = inside.objects.agents[0]["name"]
+    agent = inside.objects.talking[inside.caller.id]["name"]
     theirs = await Objects(inside.objects.runtime, inside.objects.admin, inside.owner, inside.owner).function()
     function = await inside.objects.function()
     execution = (await inside.objects.execution())["execution_id"]
