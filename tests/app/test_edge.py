@@ -244,3 +244,14 @@ async def test_an_unexpected_error_is_500_without_its_text(
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal server error", "code": "internal_error"})
     assert answer.headers["access-control-allow-origin"] == "*"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_body_of_another_type_is_told_which_to_send(admin: Person) -> None:
+    """What curl sends with `-d` and no header."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = await admin.http.post("/api/v1/agents", content=b'{"name": "a"}', headers=form)
+    told = (
+        "The body must be JSON, sent with Content-Type: application/json instead of application/x-www-form-urlencoded"
+    )
+    problem = {"loc": ["body"], "msg": told, "type": "model_attributes_type"}
+    assert (answer.status_code, answer.json()) == (422, {"detail": [problem], "code": "invalid"})

@@ -131,11 +131,14 @@ def _sinas_error(request: Request, error: Exception) -> Problem:
 
 def _invalid(request: Request, error: Exception) -> Problem:
     problems = cast(RequestValidationError, error).errors()
-    detail = [{"loc": list(p["loc"]), "msg": _message(p), "type": p["type"]} for p in problems]
+    detail = [{"loc": list(p["loc"]), "msg": _message(request, p), "type": p["type"]} for p in problems]
     return Problem(422, {"detail": detail, "code": "invalid"})
 
 
-def _message(problem: dict[str, Any]) -> str:
+def _message(request: Request, problem: dict[str, Any]) -> str:
+    if problem["loc"] == ("body",) and isinstance(problem.get("input"), bytes):  # FastAPI parses no other type
+        sent_as = request.headers.get("content-type")
+        return f"The body must be JSON, sent with Content-Type: application/json instead of {sent_as}"
     reason = problem.get("ctx", {}).get("error") if problem["type"] == "json_invalid" else None
     return f"{problem['msg']}: {reason}" if reason else problem["msg"]
 
