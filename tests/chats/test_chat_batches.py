@@ -119,18 +119,21 @@ def statements(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-async def test_cancelling_takes_as_many_statements_however_many_chats_there_are(
+async def test_beginning_and_cancelling_take_as_many_statements_however_many_chats_there_are(
     runtime: Runtime, user: Person, declare: Declare, statements: list[str]
 ) -> None:
-    agent, taken = await declare("many", rules=RULES), []
+    agent, begun, taken = await declare("many", rules=RULES), [], []
     for total in (2, 2, 40):  # the first looks up what is remembered from then on
+        statements.clear()
         batch = await _ask(user, agent, [{"message": "one"}] * total)
+        begun.append(len(statements))
         statements.clear()
         assert (await user.http.post(f"/batches/{batch['batch_id']}/cancel")).json()["cancelled"] == total
         for loop in (SETTLE_LOOP, CHAT_BATCH_LOOP, BATCH_LOOP):
             await loop.step(runtime)
         taken.append(len(statements))
         assert (await _get(user, batch["batch_id"]))["status"] == "cancelled"
+    assert 0 < begun[2] <= begun[1], begun
     assert 0 < taken[2] <= taken[1], taken
 
 

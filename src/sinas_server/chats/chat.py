@@ -2,9 +2,10 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import BaseModel, Field, JsonValue
 from sqlalchemy import ColumnElement, and_, func, insert, or_, select, tuple_
@@ -52,11 +53,24 @@ class Wanted:
 
 async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted: Wanted) -> ChatRow:
     """A new chat of the caller with an agent he may chat with. Raises `InvalidError` for an input it does not take."""
+    values = _values(caller, agent, wanted)
+    return (await db.execute(insert(ChatRow).values(**values).returning(ChatRow))).scalar_one()
+
+
+async def create_chats(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted: Sequence[Wanted]) -> list[ChatRow]:
+    """The same for many at once, in their order."""
+    ids = [each.id or uuid4() for each in wanted]
+    values = [{**_values(caller, agent, each), "id": new_id} for each, new_id in zip(wanted, ids, strict=True)]
+    made = {chat.id: chat for chat in await db.scalars(insert(ChatRow).returning(ChatRow), values)}
+    return [made[new_id] for new_id in ids]
+
+
+def _values(caller: Caller, agent: Resource[AgentSpec], wanted: Wanted) -> dict[str, object]:
     found = violations(agent.spec.input_schema, wanted.input)
     if found:
         raise InvalidError([(("body", "input", *problem.path), problem.message) for problem in found], "json_schema")
     expires = now() + timedelta(seconds=wanted.expires_in) if wanted.expires_in else None
-    values = {
+    return {
         "user_id": caller.id,
         "user_email": caller.email,
         "agent_id": agent.id,
@@ -72,9 +86,8 @@ async def create_chat(db: Db, caller: Caller, agent: Resource[AgentSpec], wanted
         "parent_chat_id": wanted.parent_chat_id,
         "test_id": wanted.test_id,
         "always_allowed": list(wanted.always_allowed),
-        **({"id": wanted.id} if wanted.id else {}),
+        "id": wanted.id or uuid4(),
     }
-    return (await db.execute(insert(ChatRow).values(**values).returning(ChatRow))).scalar_one()
 
 
 async def chat_agent(db: Db, caller: Caller, namespace: str, name: str) -> Resource[AgentSpec]:

@@ -10,10 +10,10 @@ from sqlalchemy import ColumnElement, Select, case, func, insert, or_, select, u
 
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.chats.attachments import accept_for
-from sinas_server.chats.chat import CHATS, Wanted, chat_agent, create_chat
+from sinas_server.chats.chat import CHATS, Wanted, chat_agent, create_chats
 from sinas_server.chats.content import Content, Kept
 from sinas_server.chats.ending import Ending, cancel_unbegun, end_open
-from sinas_server.chats.start import Said, start_child
+from sinas_server.chats.start import Said, start_new
 from sinas_server.chats.tables import OPEN, QUEUE, BatchTurnRow, MessageRow, Status, TurnRow
 from sinas_server.chats.views import AgentName, Namespace
 from sinas_server.functions.batches import MAX_BATCH, create_batch
@@ -100,22 +100,20 @@ async def _begin(
         await check_budgets(runtime, Payer(caller.id, caller.api_key, agent.id, agent.ref))
         total = len(body.inputs)
         batch_id = await create_batch(db, caller, CHATS.name, agent.ref, total, batch_callback)
-        chats = await _begin_chats(db, runtime, caller, agent, (body, messages))
-        turns = await _turns_of(db, chats)
+        chats, turns = await _begin_chats(db, runtime, caller, agent, (body, messages))
         rows = [
             {
                 "batch_id": batch_id,
                 "batch_index": index,
                 "chat_id": chat_id,
-                "turn_id": turns[chat_id],
+                "turn_id": turn_id,
                 "trigger_id": _trigger(body, index),
                 "callback_url": callback,
             }
-            for index, chat_id in enumerate(chats)
+            for index, (chat_id, turn_id) in enumerate(zip(chats, turns, strict=True))
         ]
         await db.execute(insert(BatchTurnRow), rows)
-    ids = [turns[chat_id] for chat_id in chats]
-    return ChatBatchResponse(batch_id=batch_id, execution_ids=ids, chat_ids=chats, total=total, status="queued")
+    return ChatBatchResponse(batch_id=batch_id, execution_ids=turns, chat_ids=chats, total=total, status="queued")
 
 
 def _check_inputs(agent: Resource[AgentSpec], inputs: Sequence[ChatInput]) -> None:
@@ -135,20 +133,17 @@ def _trigger(body: ChatBatchRequest, index: int) -> str | None:
 
 async def _begin_chats(
     db: Db, runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], asked: tuple[ChatBatchRequest, list[Kept]]
-) -> list[UUID]:
-    """`asked`: the request, and its messages with their bytes kept."""
-    ids, (body, messages) = [], asked
-    for index, (given, message) in enumerate(zip(body.inputs, messages, strict=True)):
-        wanted = Wanted(input=given.input_variables or {}, title=_trigger(body, index))
-        chat = await create_chat(db, caller, agent, wanted)
-        await start_child(db, runtime, caller, chat, agent, Said(message, background=True))
-        ids.append(chat.id)
-    return ids
-
-
-async def _turns_of(db: Db, chats: Sequence[UUID]) -> dict[UUID, UUID]:
-    query = select(TurnRow.chat_id, TurnRow.id).where(TurnRow.chat_id.in_(chats))
-    return {row.chat_id: row.id for row in await db.execute(query)}
+) -> tuple[list[UUID], list[UUID]]:
+    """The chats and their turns. `asked`: the request, and its messages with their bytes kept."""
+    body, messages = asked
+    wanted = [
+        Wanted(input=given.input_variables or {}, title=_trigger(body, index))
+        for index, given in enumerate(body.inputs)
+    ]
+    chats = await create_chats(db, caller, agent, wanted)
+    said = [Said(message, background=True) for message in messages]
+    turns = await start_new(db, runtime, caller, agent, list(zip(chats, said, strict=True)))
+    return [chat.id for chat in chats], turns
 
 
 def _status() -> ColumnElement[str]:

@@ -15,7 +15,7 @@ from sinas_server.chats.content import Kept
 from sinas_server.chats.ending import abandon
 from sinas_server.chats.nesting import AGENTS, ChildIds
 from sinas_server.chats.record import locked_turn
-from sinas_server.chats.start import ByCall, Said, start_child
+from sinas_server.chats.start import ByCall, Said, start_new
 from sinas_server.chats.tables import ChatRow, MessageRow, Status, TurnRow
 from sinas_server.kernel import lookup
 from sinas_server.kernel.access import Caller
@@ -120,7 +120,7 @@ async def _begin(
         chat = await create_chat(db, caller, agent, wanted)
     except InvalidError as error:
         return ToolResult(f"Error: {error.detail}".replace("body.input", "arguments.input"), is_error=True)
-    await start_child(db, runtime, caller, chat, agent, Said(Kept(message), by=ByCall(parent, identity)))
+    await start_new(db, runtime, caller, agent, [(chat, Said(Kept(message), by=ByCall(parent, identity)))])
     return Waiting(Wait.AGENT)
 
 

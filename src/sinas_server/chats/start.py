@@ -3,7 +3,7 @@
 In a chat whose turn has not ended the new one is queued behind it, or the message is given to the turn that runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 from uuid import UUID, uuid4
@@ -23,6 +23,7 @@ from sinas_server.chats.queued import QueueFullError, WhenBusy
 from sinas_server.chats.record import touch
 from sinas_server.chats.tables import QUEUE, ChannelRow, ChatRow, MessageRow, QueuedMessageRow, Status, TurnRow
 from sinas_server.chats.talk import IS_OPEN, Talk, allowed_agent, read_talk
+from sinas_server.functions.execute import MOST_WOKEN
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ConflictError, Location, NotFoundError
 from sinas_server.kernel.job import wake
@@ -206,12 +207,15 @@ async def _began(runtime: Runtime, values: dict[str, object]) -> bool:
         return False
 
 
-async def start_child(
-    db: Db, runtime: Runtime, caller: Caller, chat: ChatRow, agent: Resource[AgentSpec], said: Said
-) -> None:
-    """Have an agent work for another one. `chat`: made by this transaction; `caller`: whom the other one acts for."""
-    await (await db.connection()).execute(_START, _values(runtime, caller, chat, agent, said))
-    db.after_commit(lambda: wake(runtime, QUEUE, caller.depth))
+async def start_new(
+    db: Db, runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], said: Sequence[tuple[ChatRow, Said]]
+) -> list[UUID]:
+    """Have an agent answer in chats that this transaction has made: the ids of the turns, in one statement."""
+    values = [_values(runtime, caller, chat, agent, each) for chat, each in said]
+    await (await db.connection()).execute(_START, values)
+    for _ in values[:MOST_WOKEN]:
+        db.after_commit(lambda: wake(runtime, QUEUE, caller.depth))
+    return [_started(each).turn_id for each in values]
 
 
 def _values(
