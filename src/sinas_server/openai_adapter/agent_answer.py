@@ -44,9 +44,9 @@ async def start_agent(
     The new chat is archived and is deleted after a day. Raises 400, 404 and 422 naming what is wrong.
     """
     _refuse_what_agents_do_themselves(body)
-    last: Location = ("body", "messages", len(body.messages) - 1)
+    last: Location = body.messages[-1].place(len(body.messages) - 1) if body.messages else ("body", "messages")
     if not body.messages or body.messages[-1].role != "user":
-        raise ParameterError("messages", "the last message must be the user's: it is what the agent answers")
+        raise ParameterError(str(last[1]), "the last message must be the user's: it is what the agent answers")
     content = content_of(body.messages[-1], last)
     if chat_id is not None:
         found = await _chat_of(runtime, caller, agent, chat_id)
@@ -94,9 +94,10 @@ async def _earlier(
 
     The agent's instructions are its owner's alone: those of the client count as said by the user.
     """
-    message, at = body.messages[index], ("body", "messages", index)
+    message = body.messages[index]
+    at = message.place(index)
     if message.role == "tool" or message.tool_calls:
-        raise InvalidError([(("body", "messages", index), "an agent takes no calls or results of client-side tools")])
+        raise InvalidError([(at, "an agent takes no calls or results of client-side tools")])
     if message.role == "assistant":
         return "assistant", Kept(text_of(message))
     return "user", await accept(runtime, caller, agent, content_of(message, at), (*at, "content"))

@@ -96,7 +96,7 @@ def to_messages(target: Resolved, messages: Sequence[ChatMessage]) -> tuple[Mess
     known: dict[str, str] = {}
     found: list[Message] = []
     for index, message in enumerate(messages):
-        at: Location = ("body", "messages", index)
+        at = message.place(index)
         if message.role in ("system", "developer"):
             found.append(SystemMessage(text_of(message)))
         elif message.role == "user":

@@ -1,10 +1,11 @@
 """The body of a chat completion, as OpenAI's SDKs send it; unknown fields are ignored."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 
 from sinas_server.chats.queued import WhenBusy
+from sinas_server.kernel.errors import Location
 
 MAX_MESSAGES = 5000
 
@@ -116,6 +117,16 @@ class ChatMessage(In):
     name: str | None = Field(default=None, description="A name of whoever says it; not passed on.")
     tool_calls: list[ToolCall] | None = Field(default=None, description="What the model asked for.")
     tool_call_id: str | None = Field(default=None, description="The call that a tool's message answers.")
+    _of: Location | None = PrivateAttr(default=None)
+
+    def made_of(self, *place: str | int) -> Self:
+        """The same, made of something that stands elsewhere in the request's body."""
+        self._of = ("body", *place)
+        return self
+
+    def place(self, index: int) -> Location:
+        """Where the request has it that has it as this one of its messages."""
+        return self._of or ("body", "messages", index)
 
 
 class FunctionSpec(In):

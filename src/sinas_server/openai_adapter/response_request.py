@@ -128,17 +128,22 @@ class ResponseRequest(In):
 def messages_of(body: ResponseRequest) -> list[ChatMessage]:
     """What the request adds to the conversation. Raises `ParameterError`."""
     if isinstance(body.input, str):
-        return [ChatMessage(role="user", content=body.input)]
+        if not body.input:
+            raise ParameterError("input", "must not be empty")
+        return [ChatMessage(role="user", content=body.input).made_of("input")]
     found: list[ChatMessage] = []
     for index, item in enumerate(body.input):
         if item.type == "function_call":
             _add_call(found, item, index)
         elif item.type == "function_call_output":
-            found.append(ChatMessage(role="tool", tool_call_id=item.call_id, content=_content(item.output)))
+            result = ChatMessage(role="tool", tool_call_id=item.call_id, content=_content(item.output))
+            found.append(result.made_of("input", index))
         elif item.type == "message":
             if item.role is None:
                 raise ParameterError(f"input.{index}.role", "a message needs a role")
-            found.append(ChatMessage(role=item.role, content=_content(item.content)))
+            found.append(ChatMessage(role=item.role, content=_content(item.content)).made_of("input", index))
+    if not found:
+        raise ParameterError("input", "at least one message is needed")
     return found
 
 
@@ -148,7 +153,7 @@ def _add_call(found: list[ChatMessage], item: InputItem, index: int) -> None:
         raise ParameterError(f"input.{index}", "a function_call needs call_id and name")
     call = ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments or "{}"))
     last = found.pop() if found and found[-1].role == "assistant" else ChatMessage(role="assistant")
-    found.append(last.model_copy(update={"tool_calls": [*(last.tool_calls or ()), call]}))
+    found.append(last.model_copy(update={"tool_calls": [*(last.tool_calls or ()), call]}).made_of("input", index))
 
 
 def _content(given: str | list[ContentInput] | None) -> str | list[Part] | None:
