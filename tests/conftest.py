@@ -1,5 +1,6 @@
 """What every test may ask for: real servers, started once per session, and the whole application on them."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -27,6 +28,16 @@ from tests.live import Live, running
 from tests.people import Person, http_client, make_person
 
 ENCRYPTION_KEY = Fernet.generate_key().decode()
+
+
+def pytest_configure() -> None:
+    """Whatever is started here can be stopped with Ctrl-C or a hang-up, also if this run was put into the background.
+
+    What ignores a signal has its children ignore it: those of `nohup`, and of a shell's `&`.
+    """
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)
