@@ -90,7 +90,7 @@ def _built(response: httpx2.Response, data: bytes) -> ChatCompletionChunk:
     """A chunk of a server that leaves out what it need not, or writes what nobody knows."""
     value = json.loads(data)
     if not isinstance(value, dict):
-        raise APIError("it sent something that is no chat completion", response.request, body=value)
+        raise APIError("it sent something that is no chat completion", response.request, body=None)
     if value.get("error"):
         raise _failure(response, value["error"])
     return ChatCompletionChunk.construct(**value)
