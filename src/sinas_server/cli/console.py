@@ -2,12 +2,12 @@
 
 import logging
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import structlog
 import typer
 
-from sinas_server.settings import Settings, SettingsError, load_settings
+if TYPE_CHECKING:
+    from sinas_server.settings import Settings
 
 
 def say(text: str = "") -> None:
@@ -26,8 +26,10 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-def settings_or_exit(**changes: object) -> Settings:
+def settings_or_exit(**changes: object) -> "Settings":
     """The settings of this environment with what the command line says instead; exits 2 if they are wrong."""
+    from sinas_server.settings import SettingsError, load_settings  # lazy: a fifth of a second
+
     given = {key: value for key, value in changes.items() if value is not None}
     try:
         return load_settings().model_copy(update=given)
@@ -37,6 +39,8 @@ def settings_or_exit(**changes: object) -> Settings:
 
 def log_to_terminal(*, debug: bool) -> None:
     """One line per event on standard error."""
+    import structlog  # lazy: only what runs something logs
+
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

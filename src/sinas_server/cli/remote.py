@@ -59,8 +59,7 @@ def health(url: str) -> None:
 
 def connect(url: str | None, key: str | None) -> Server:
     """The server and key to use; exits 2 where no key can be found."""
-    settings = settings_or_exit()
-    found = key or os.environ.get("SINAS_API_KEY") or _admin_key(settings.sinas_data_dir / "admin-key")
+    found = key or os.environ.get("SINAS_API_KEY") or _admin_key(settings_or_exit().sinas_data_dir / "admin-key")
     if not found:
         fail("no API key: pass --api-key, set SINAS_API_KEY, or run where the data directory is (SINAS_DATA_DIR)", 2)
     return Server(address(url), found)
