@@ -63,6 +63,14 @@ async def test_traceback_keeps_the_cause(run: Run) -> None:
     assert "KeyError: 'x'" in (outcome.traceback or "")
 
 
+@pytest.mark.parametrize("text", ["a\\x00b", "a\\ud800b", "ü😀"], ids=["nul", "half", "storable"])
+async def test_an_exception_says_what_cannot_be_stored_as_python_writes_it(run: Run, text: str) -> None:
+    outcome = await run(f"def handler(i, c): raise ValueError('{text}')")
+    assert outcome.ending is Ending.ERROR
+    assert outcome.error == f"ValueError: {text}"
+    assert (outcome.traceback or "").endswith(f"ValueError: {text}\n")
+
+
 async def test_syntax_error(run: Run) -> None:
     outcome = await run("def handler(i, c)\n    pass")
     assert outcome.ending is Ending.ERROR

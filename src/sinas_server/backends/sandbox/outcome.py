@@ -116,4 +116,4 @@ def _parse(body: bytes | None) -> dict[str, JsonValue] | None:
 
 
 def _text(value: JsonValue, most: int) -> str | None:
-    return value[:most].replace("\x00", "\\x00") if isinstance(value, str) else None
+    return value[:most] if isinstance(value, str) else None

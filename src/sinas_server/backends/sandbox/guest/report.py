@@ -22,8 +22,13 @@ def one_line(error: BaseException) -> str:
         message = " ".join(str(error).split())
     except Exception:  # noqa: BLE001 - the user's own __str__ runs here
         message = "<the exception cannot be shown as text>"
-    message += missing.advice(error)
+    message = _readable(message) + missing.advice(error)
     return f"{prefix}{kind.__qualname__}: {message}"[:MAX_LINE] if message else f"{prefix}{kind.__qualname__}"
+
+
+def _readable(text: str) -> str:
+    """Text with what cannot be stored, NUL characters and halves of surrogate pairs, as Python writes it."""
+    return text.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
 
 
 def user_traceback(error: BaseException, filename: str) -> str:
@@ -31,7 +36,7 @@ def user_traceback(error: BaseException, filename: str) -> str:
     shown = traceback.TracebackException.from_exception(error)
     _strip(shown, filename, set())
     alone = not shown.stack and shown.__cause__ is None and shown.__context__ is None
-    text = "".join(shown.format_exception_only() if alone else shown.format())
+    text = _readable("".join(shown.format_exception_only() if alone else shown.format()))
     if len(text) > MAX_TRACEBACK:
         half = MAX_TRACEBACK // 2
         text = f"{text[:half]}\n  ... [{len(text) - MAX_TRACEBACK} characters left out] ...\n{text[-half:]}"
