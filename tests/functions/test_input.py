@@ -71,7 +71,8 @@ async def test_what_may_be_given(
     await share("asks", ASK)
     execution_id = (await run(admin, "asks"))["execution_id"]
     for wrong in ({}, {"a": 1, "b": 2}, 7, None):
-        await go_on(admin, execution_id, wrong, 422)
+        refused = await go_on(admin, execution_id, wrong, 422)
+        assert {tuple(problem["loc"]) for problem in refused["detail"]} == {("body", "input")}
     assert (await go_on(admin, execution_id, given))["output_data"] == text_given
 
 

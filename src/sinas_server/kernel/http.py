@@ -20,6 +20,7 @@ from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.runtime import Credentials, Runtime
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.json import BadJsonError, parse
+from sinas_server.kit.places import place_in
 
 log = structlog.get_logger()
 MAX_INT = 2**31 - 1
@@ -130,9 +131,16 @@ def _sinas_error(request: Request, error: Exception) -> Problem:
 
 
 def _invalid(request: Request, error: Exception) -> Problem:
-    problems = cast(RequestValidationError, error).errors()
-    detail = [{"loc": list(p["loc"]), "msg": _message(request, p), "type": p["type"]} for p in problems]
+    known = cast(RequestValidationError, error)
+    detail = [{"loc": _place(p, known.body), "msg": _message(request, p), "type": p["type"]} for p in known.errors()]
     return Problem(422, {"detail": detail, "code": "invalid"})
+
+
+def _place(problem: dict[str, Any], body: object) -> list[str | int]:
+    where, *inside = problem["loc"]
+    if where != "body" or not isinstance(body, (dict, list)):
+        return [where, *inside]
+    return [where, *place_in(body, inside, missing=problem["type"] == "missing")]
 
 
 def _message(request: Request, problem: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from sinas_server.kernel.sealed import seal, unseal
 from sinas_server.kernel.secret import PLAIN, SecretContext
 from sinas_server.kernel.tables import ResourceRow, ResourceVersionRow
 from sinas_server.kernel.unit import Database, Db
+from sinas_server.kit.places import place_in
 
 COLUMNS = OwnedColumns((ResourceRow.namespace, ResourceRow.name), ResourceRow.owner_id)
 NAME_ONLY = OwnedColumns((ResourceRow.name,), ResourceRow.owner_id)
@@ -106,7 +107,10 @@ def validated(kind: Kind[S], values: Mapping[str, Any], location: tuple[str | in
     try:
         return kind.spec.model_validate(values, context=PLAIN)
     except ValidationError as error:
-        problems = [((*location, *item["loc"]), item["msg"]) for item in error.errors(include_url=False)]
+        problems = [
+            ((*location, *place_in(values, item["loc"], missing=item["type"] == "missing")), item["msg"])
+            for item in error.errors(include_url=False)
+        ]
         raise InvalidError(problems) from error
 
 
