@@ -23,10 +23,12 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import Base
 from sinas_server.roles import open_runtime
 from sinas_server.settings import Settings
+from tests.bound import pytest_configure, pytest_runtest_protocol, pytest_runtest_teardown, pytest_unconfigure
 from tests.installation import Installation
 from tests.live import Live, running
 from tests.people import Person, http_client, make_person
 
+__all__ = ["pytest_configure", "pytest_runtest_protocol", "pytest_runtest_teardown", "pytest_unconfigure"]
 ENCRYPTION_KEY = Fernet.generate_key().decode()
 
 
@@ -38,6 +40,13 @@ def pytest_configure() -> None:
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """As in a terminal, also for the commands that tests start: what a shell starts in the background ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from tests.backends.sandbox import ordinary_user
 from tests.backends.sandbox.engine import image, missing_engine
+from tests.once import once
 from tests.security import sandbox_attack_run
 from tests.security.attack import NO_FILE
 from tests.security.sandbox_attacks import Host, attacks
@@ -36,14 +36,18 @@ class Report:
 
 
 @pytest.fixture(scope="module", params=LEVELS)
-def report(request: pytest.FixtureRequest) -> Iterator[Report]:
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """All answers of one mode."""
     if request.param == "docker" and missing_engine() is not None:
         pytest.skip(missing_engine() or "")
+    found = json.loads(once(tmp_path_factory, f"attacks-{request.param}", lambda: attacked(request.param)))
+    return Report(request.param, found["level"], found["answers"])
+
+
+def attacked(mode: str) -> str:
     with tempfile.TemporaryDirectory(prefix="sinas-test-") as home:  # pytest's own directories are closed to others
         Path(home).chmod(0o755)
-        found = json.loads(output(request.param, home))
-    yield Report(request.param, found["level"], found["answers"])
+        return output(mode, home)
 
 
 def output(mode: str, home: str) -> str:
