@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,11 @@ TABLE = Path(__file__).with_name("authorization.csv")
 COLUMNS = ("none", "bad", "expired", "empty_key", "guest", "user", "owner", "own_key", "all_key", "admin")
 """Sorts of callers. `user` meets an administrator's objects, `owner` is a user who meets his own; the keys are those of
 administrators with exactly what the table says: `own_key` meets his objects, `all_key` (with `:all`) another's."""
+HARMLESS = re.compile(
+    r"^(GET|PUT|PATCH) |(/chats|/invoke|/execute|/async|/batch|/render|/send|/email|}/messages|}/messages/stream"
+    r"|/completions|/responses|/embeddings)$"
+)
+"""Routes that can be called again on the same objects with the same answer."""
 Headers = dict[str, str]
 
 
@@ -137,6 +143,6 @@ class Attempt:
         operation = OPERATIONS[self.route]
         body, query = body_of(operation, self.make, self.places), QUERIES.get(operation)
         answer = await self.http.request(method, url, json=body, params=query, headers=headers, timeout=60)
-        if answer.is_success and method != "GET":
+        if answer.is_success and not HARMLESS.search(self.route):
             self.places = None
         return answer
