@@ -25,7 +25,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _begin(item: pytest.Item) -> None:
     marker = item.get_closest_marker("timeout")
     seconds = TIMES * float(marker.args[0] if marker is not None else item.config.getini("timeout"))
-    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[OUTPUT])
+    if seconds:  # 0 is none
+        faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[OUTPUT])
 
 
 @pytest.hookimpl(wrapper=True)

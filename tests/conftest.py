@@ -23,16 +23,15 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import Base
 from sinas_server.roles import open_runtime
 from sinas_server.settings import Settings
-from tests.bound import pytest_configure, pytest_runtest_protocol, pytest_runtest_teardown, pytest_unconfigure
+from tests import bound
 from tests.installation import Installation
 from tests.live import Live, running
 from tests.people import Person, http_client, make_person
 
-__all__ = ["pytest_configure", "pytest_runtest_protocol", "pytest_runtest_teardown", "pytest_unconfigure"]
 ENCRYPTION_KEY = Fernet.generate_key().decode()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Whatever is started here can be stopped with Ctrl-C or a hang-up, also if this run was put into the background.
 
     What ignores a signal has its children ignore it: those of `nohup`, and of a shell's `&`.
@@ -40,13 +39,7 @@ def pytest_configure() -> None:
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def ctrl_c() -> None:
-    """As in a terminal, also for the commands that tests start: what a shell starts in the background ignores it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(bound)
 
 
 @pytest.fixture(scope="session", autouse=True)

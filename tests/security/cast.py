@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -36,8 +37,9 @@ HARMLESS = re.compile(
 Headers = dict[str, str]
 
 
+@functools.cache
 def operations() -> dict[str, str]:
-    """`METHOD /path` → operation id, of every document."""
+    """`METHOD /path` → operation id, of every document. Takes seconds, which whoever collects tests need not wait."""
     settings = Settings(_env_file=None)
     app = create_app(settings, lambda: open_runtime(settings, "test"))
     return {
@@ -46,9 +48,6 @@ def operations() -> dict[str, str]:
         for path, item in part.openapi()["paths"].items()
         for method, operation in item.items()
     }
-
-
-OPERATIONS = operations()
 
 
 def rows() -> dict[str, dict[str, str]]:
@@ -140,7 +139,7 @@ class Attempt:
         if self.places is None:
             self.places = await make_places(self.make, self.route)
         url = path.format(**self.places)
-        operation = OPERATIONS[self.route]
+        operation = operations()[self.route]
         body, query = body_of(operation, self.make, self.places), QUERIES.get(operation)
         answer = await self.http.request(method, url, json=body, params=query, headers=headers, timeout=60)
         if answer.is_success and not HARMLESS.search(self.route):

@@ -5,12 +5,12 @@ import re
 import httpx2
 import pytest
 
-from tests.security.cast import OPERATIONS, Cast
+from tests.security.cast import ROWS, Cast, operations
 from tests.security.objects import Places, body_of, make_places
 
 NESTED = sorted(
     route
-    for route in OPERATIONS
+    for route in ROWS
     if re.search(r"{chat_id}.*{(channel_id|message_id|attachment_id)}|{user_id}.*{session_id}", route)
 )
 """Routes to something inside of something else. Ids of tool calls are not among them: they mean one in each chat."""
@@ -28,7 +28,7 @@ async def test_what_is_anothers_is_not_there_inside_ones_own(route: str, everyon
     headers = {"Authorization": f"Bearer {everyone.user.token}"}
 
     async def call(places: Places) -> httpx2.Response:
-        body = body_of(OPERATIONS[route], make, places)
+        body = body_of(operations()[route], make, places)
         return await everyone.user.http.request(method, path.format(**places), json=body, headers=headers, timeout=60)
 
     mine = await make_places(make, route)

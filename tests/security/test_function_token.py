@@ -10,7 +10,7 @@ from sinas_server import catalog
 from sinas_server.identity.resolve import FUNCTION_BARRED, Principal
 from sinas_server.kernel.runtime import Runtime
 from tests.people import Person, execution_token, http_client, make_person
-from tests.security.cast import OPERATIONS, ROWS, Attempt, Cast
+from tests.security.cast import ROWS, Attempt, Cast
 from tests.security.objects import Objects
 
 BARRED = {
@@ -46,7 +46,7 @@ def _is_barred(route: str) -> bool:
     return not FUNCTION_BARRED.isdisjoint(resources) or any(part in route for part in DECISIONS)
 
 
-WITH_CREDENTIAL = sorted(route for route in OPERATIONS if ROWS[route]["none"] == "401")
+WITH_CREDENTIAL = sorted(route for route, row in ROWS.items() if row["none"] == "401")
 
 
 @pytest.mark.timeout(600)
