@@ -17,6 +17,7 @@ from sinas_server.backends.embedded.server import running
 from sinas_server.backends.embedded.supervisor import Supervisor, answers_health, bind_api_socket
 from sinas_server.backends.embedded.valkey import Valkey
 from sinas_server.cli.console import fail, log_to_terminal, say
+from sinas_server.kit.collector import not_collecting
 from sinas_server.settings import Settings, SettingsError
 
 STOP_SECONDS = 60
@@ -41,7 +42,8 @@ def _run_stack(settings: Settings, data: DataDir, lock: int) -> None:
     valkey = None if settings.redis_given else Valkey(data)
     servers = [server for server in (postgres, valkey) if server]
     with running(servers):
-        from sinas_server import roles  # lazy: the servers start while this is being imported
+        with not_collecting():
+            from sinas_server import roles  # lazy: the servers start while this is being imported
 
         for server in servers:
             server.wait_ready()
