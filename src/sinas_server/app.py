@@ -99,7 +99,10 @@ def _with_nul(query: str) -> list[str]:
 
 
 class BodyLimit:
-    """Refuses bodies that say to be too large, or turn out to be; FastAPI's own limit does not answer in JSON."""
+    """Refuses bodies that say to be too large, or turn out to be, and those that are compressed.
+
+    FastAPI's own limit does not answer in JSON.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -109,7 +112,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        said = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            told = {"detail": f"Send the body as it is, not with Content-Encoding: {encoding}", "code": "encoded"}
+            await refusal(scope, Problem(415, told, {"Accept-Encoding": "identity"}))(scope, receive, send)
+            return
+        said = headers.get("content-length", "0")
         if len(said) > 18 or (said.isdecimal() and int(said) > MAX_BODY_BYTES):
             problem = Problem(413, {"detail": TOO_LARGE, "code": "too_large"})
             await refusal(scope, problem)(scope, receive, send)

@@ -1,6 +1,7 @@
 """The edge of the HTTP applications: what is true of every route."""
 
 import asyncio
+import gzip
 import os
 import re
 import signal
@@ -255,3 +256,14 @@ async def test_a_body_of_another_type_is_told_which_to_send(admin: Person) -> No
     )
     problem = {"loc": ["body"], "msg": told, "type": "model_attributes_type"}
     assert (answer.status_code, answer.json()) == (422, {"detail": [problem], "code": "invalid"})
+
+
+async def test_compressed_bodies_are_415(admin: Person) -> None:
+    for path, told in (("/api/v1/agents", "detail"), ("/adapters/openai/v1/chat/completions", "error")):
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        answer = await admin.http.post(path, content=gzip.compress(b'{"name": "a"}'), headers=headers)
+        assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+        assert "Content-Encoding: gzip" in str(answer.json()[told])
+    plain = {"Content-Type": "application/json", "Content-Encoding": "Identity"}
+    answer = await admin.http.post("/api/v1/agents", content=b'{"name": "a"}', headers=plain)
+    assert answer.status_code == 201
