@@ -48,6 +48,8 @@ class Database:
         self.settings = settings
         self._direct = DirectReader(engine)
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._asked: set[asyncio.Task[Sequence[Row[Any]]]] = set()
+        """The event loop itself refers to its tasks only weakly."""
 
     @asynccontextmanager
     async def unit(self) -> AsyncIterator[Db]:
@@ -61,7 +63,21 @@ class Database:
             await action()
 
     async def rows(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Row[Any]]:
-        """The rows of one statement, outside any transaction (a single round trip)."""
+        """The rows of one statement, outside any transaction (a single round trip).
+
+        Canceled, it still comes to its end: SQLAlchemy loses a new connection whose mode is just being set.
+        """
+        task = asyncio.ensure_future(self._rows(statement, parameters))
+        self._asked.add(task)
+        task.add_done_callback(self._answered)
+        return await asyncio.shield(task)
+
+    def _answered(self, task: "asyncio.Task[Sequence[Row[Any]]]") -> None:
+        self._asked.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever has gone does not want to hear of it
+
+    async def _rows(self, statement: Executable, parameters: dict[str, Any] | None) -> Sequence[Row[Any]]:
         async with self._autocommit.connect() as connection:
             result = await connection.execute(statement, parameters)
             return result.all() if result.returns_rows else []
@@ -91,6 +107,8 @@ class Database:
     async def close(self) -> None:
         """Close every connection; those that canceled work is just giving back are waited for."""
         await self._direct.close(GIVE_BACK_SECONDS)
+        if self._asked:
+            await asyncio.wait(self._asked, timeout=GIVE_BACK_SECONDS)
         pool = self.engine.pool
         for _ in range(GIVE_BACK_LOOKS):
             if not isinstance(pool, QueuePool) or not pool.checkedout():
