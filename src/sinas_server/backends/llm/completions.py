@@ -34,7 +34,7 @@ MOST_BYTES = 16 << 20
 """Of one event: whoever sends more is no model."""
 REASONS = {"function_call": "tool_calls", **{reason: reason for reason in ("length", "tool_calls", "content_filter")}}
 DONE = b"[DONE]"
-DRAIN_SECONDS = 0.1
+DRAIN_SECONDS = 0.5
 SPEAKERS = frozenset({"openai", "ollama"})
 """The types of providers that speak OpenAI's chat completions."""
 
