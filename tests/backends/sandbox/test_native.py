@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +14,10 @@ import pytest
 from sinas_server.backends.sandbox import Ending, Limits, SandboxUnavailable
 from sinas_server.backends.sandbox.native import LevelName, NativeSandbox, SandboxConfig, open_sandbox
 from sinas_server.backends.sandbox.native.cgroups import Groups
+from sinas_server.backends.sandbox.native.source import NativeMember
 from sinas_server.backends.sandbox.native.watchdog import tree
+from sinas_server.backends.sandbox.native.zygote import Child
+from sinas_server.backends.sandbox.outcome import Exit
 from tests.backends.sandbox.conftest import task, until
 
 ONE = "def handler(i, c): return 1"
@@ -220,3 +224,25 @@ def test_version_2_groups(tmp_path: Path) -> None:
     assert slot.out_of_memory()
     assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
     assert not stale.exists()
+
+
+async def test_a_sandbox_that_outlived_its_zygote_is_ended_too() -> None:
+    """One whose process was being made when the zygote was killed: the pool takes it for dead."""
+    process = await asyncio.create_subprocess_exec("sleep", "600")
+    ours, theirs = socket.socketpair()
+    exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+    exited.set_result(Exit(signal.SIGKILL, None, restarted=True))
+    child = Child(1, ours, -1, -1, exited, os.pidfd_open(process.pid), process.pid)
+    member = NativeMember(child, None, Limits(), None, None)
+    with theirs:
+        member.kill()
+        async with asyncio.timeout(10):
+            await member.bury()
+    assert await process.wait() == -signal.SIGKILL
+
+
+def test_a_process_whose_parent_died_before_it_asked_to_die_with_it_ends() -> None:
+    said = "from sinas_server.backends.sandbox.guest import syscalls; syscalls.die_with_parent({}); print('alive')"
+    for parent, expected in ((os.getpid(), "alive\n"), (1 << 30, "")):
+        done = subprocess.run([sys.executable, "-c", said.format(parent)], capture_output=True, text=True, check=False)
+        assert done.stdout == expected, done.stderr

@@ -58,8 +58,6 @@ def confine(level: Level, shape: Shape, descriptors: tuple[int, int, int], scrat
         rootfs.private_tmp(shape["tmp_bytes"])
         sc.loopback_up()
         listener = _listen()
-    else:
-        sc.die_with_parent()
     lock(level, shape, descriptors, scratch, listener)
     return listener
 

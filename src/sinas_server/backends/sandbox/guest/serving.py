@@ -135,8 +135,11 @@ class _Zygote:
         scratch = "/tmp"  # noqa: S108 - the execution's own file system
         if not self._level.namespaces:
             scratch = tempfile.mkdtemp(dir=self._config["scratch"])
+        parent = os.getpid()
         pid, pidfd = sc.clone(confine.NAMESPACES if self._level.namespaces else 0)
         if pid == 0:
+            if not self._level.namespaces:  # otherwise it ends with the zygote's PID namespace
+                sc.die_with_parent(parent)
             self._become_execution(request["shape"], descriptors, scratch)
         self._children[pidfd] = _Child(request["id"], pidfd, scratch)
         self._poll.register(pidfd, select.POLLIN)

@@ -90,9 +90,14 @@ def prctl(option: int, value: int) -> None:
     _check(LIBC.prctl(option, ctypes.c_ulong(value), zero, zero, zero), f"prctl {option}")
 
 
-def die_with_parent() -> None:
-    """Be killed when the parent dies. Forgotten by the kernel on a change of user id, so set it again after one."""
+def die_with_parent(parent: int = 0) -> None:
+    """Be killed when the parent dies. Forgotten by the kernel on a change of user id, so set it again after one.
+
+    With the pid of the `parent` given, ends at once when that has died before this was said.
+    """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != parent:
+        os._exit(1)
 
 
 def drop_capabilities() -> None:

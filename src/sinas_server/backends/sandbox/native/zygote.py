@@ -1,6 +1,7 @@
 """The host's side of one zygote: start it, ask it for sandboxes, hear of their end, notice its own."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -59,12 +60,14 @@ class Child:
     """The port inside the sandbox on which the host serves the egress proxy."""
 
     def kill(self) -> None:
-        """Kill the process and, as it is the first of its PID namespace, everything it started."""
-        if self.pidfd >= 0 and not self.exited.done():
-            try:
+        """Kill the process and, as it is the first of its PID namespace, everything it started.
+
+        Also when `exited` is settled: the end of a zygote settles it for its sandboxes, and one that was just being
+        made may have outlived it.
+        """
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return
 
     def close(self) -> None:
         """Free the descriptors."""
