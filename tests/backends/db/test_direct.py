@@ -1,14 +1,14 @@
-"""Reading straight through psycopg: many at once, and what happens when the server or a pooler misbehaves."""
+"""Reading straight through libpq: many at once, and what happens when the server or a pooler misbehaves."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
-from sqlalchemy import Integer, bindparam, func, literal, select, text
+from sqlalchemy import Integer, Text, bindparam, func, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
-from sinas_server.backends.db import is_lost, open_engine
+from sinas_server.backends.db import is_lost, link, open_engine
 from sinas_server.backends.db.direct import CONNECTIONS, DirectReader
 
 PID = select(func.pg_backend_pid().label("pid"))
@@ -90,7 +90,44 @@ async def test_closing_waits_for_what_is_in_use_but_not_for_ever(reader: DirectR
 async def test_a_pooler_that_forgets_prepared_statements_costs_only_the_preparing(reader: DirectReader) -> None:
     await reader.fetch(SUM, {"a": 1})
     forget = text("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
-    await reader._idle[0].execute(str(forget), prepare=False)
+    await reader._idle[0].run(str(forget), [], prepare=False)
     assert (await reader.fetch(SUM, {"a": 1}))[0].sum == 3
     assert reader._prepare is False
     assert (await reader.fetch(SUM, {"a": 2}))[0].sum == 4
+
+
+async def test_what_is_larger_than_the_socket_takes_is_sent_whole(reader: DirectReader) -> None:
+    large = "x" * 30_000_000
+    size = select(
+        func.length(bindparam("large", type_=Text)).label("size"), bindparam("large", type_=Text).label("all")
+    )
+    [row] = await reader.fetch(size, {"large": large})
+    assert (row.size, row.all == large) == (30_000_000, True)
+
+
+async def test_what_cannot_be_sent_at_all_spoils_nothing(reader: DirectReader) -> None:
+    same = select(bindparam("given", type_=Text).label("given"))
+    await reader.fetch(same, {"given": "a"})
+    [kept] = reader._idle
+    with pytest.raises(DBAPIError) as raised:
+        await reader.fetch(same, {"given": "a\x00b"})
+    assert not is_lost(raised.value)
+    assert reader._idle == [kept]
+    assert (await reader.fetch(same, {"given": "c"}))[0].given == "c"
+
+
+async def test_a_statement_that_a_pooler_brings_along_is_taken_as_it_is(reader: DirectReader) -> None:
+    await reader.fetch(SUM, {"a": 1})
+    reader._idle[0]._prepared.clear()  # as for another client of the pooler's connection
+    assert (await reader.fetch(SUM, {"a": 1}))[0].sum == 3
+    assert reader._prepare is True
+
+
+@pytest.mark.parametrize(("through_pooler", "mode"), [(False, "force_generic_plan"), (True, "auto")])
+async def test_plans_are_kept_except_on_a_connection_of_a_pooler(
+    reader: DirectReader, monkeypatch: pytest.MonkeyPatch, through_pooler: bool, mode: str
+) -> None:
+    if through_pooler:  # it makes the process ids up that it tells its clients
+        monkeypatch.setattr(link, "SETTLE", link.SETTLE.replace("$1", "$1 + 1"))
+    [row] = await reader.fetch(text("SELECT current_setting('plan_cache_mode') AS mode"), {})
+    assert row.mode == mode
