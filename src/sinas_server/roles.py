@@ -26,7 +26,7 @@ from sinas_server.backends.mail.outbox import OutboxMailer
 from sinas_server.backends.mail.smtp import SmtpMailer, SmtpServer
 from sinas_server.backends.oidc import OidcClient, OidcProvider
 from sinas_server.backends.queue.redis import RedisWake
-from sinas_server.backends.redis import open_redis
+from sinas_server.backends.redis import Hints, open_redis
 from sinas_server.backends.render.process import ProcessRenderer
 from sinas_server.backends.sandbox import Sandbox
 from sinas_server.backends.stream.redis import RedisSignals, RedisStreams
@@ -79,14 +79,15 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
     url = settings.sqlalchemy_url.render_as_string(hide_password=False)
     engine = open_engine(url, pool_size=pool_size, prepare=settings.database_prepare)
     redis = open_redis(settings.redis_url.get_secret_value())
-    signals = RedisSignals(redis)
+    hints = Hints(redis)
+    signals = RedisSignals(redis, hints)
     renderer = ProcessRenderer(settings.template_timeout)
     runtime = Runtime(
         settings=settings,
         database=Database(engine, Sealer(settings.encryption_keys), settings),
         signals=signals,
         streams=RedisStreams(redis),
-        wake=RedisWake(redis),
+        wake=RedisWake(redis, hints),
         redis=redis,
         mailer=open_mailer(settings),
         renderer=renderer,
@@ -114,6 +115,7 @@ async def open_runtime(settings: Settings, worker_name: str, *, pool_size: int =
         if runtime.oidc is not None:
             await runtime.oidc.close()
         await runtime.database.close()
+        await hints.close()
         await redis.aclose()
 
 

@@ -1,4 +1,4 @@
-"""The client of Redis: a task that is canceled just as a command was sent stops."""
+"""The client of Redis: a task that is canceled just as a command was sent stops; and hints that nobody waits for."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
-from sinas_server.backends.redis import open_redis
+from sinas_server.backends.redis import MAX_EARLY, Hints, open_redis
 
 
 @pytest.fixture
@@ -57,3 +57,57 @@ async def test_whoever_cleans_up_after_a_cancel_can_still_ask(redis: Redis) -> N
     with pytest.raises(asyncio.CancelledError):
         await task
     assert answers == [True]
+
+
+@pytest.fixture
+async def hints(redis: Redis) -> AsyncIterator[Hints]:
+    await redis.delete("told")
+    made = Hints(redis)
+    yield made
+    await made.close()
+
+
+async def told(redis: Redis, count: int) -> list[bytes | str]:
+    """What has come, once it is so many."""
+    for _ in range(1000):
+        if len(found := await redis.lrange("told", 0, -1)) >= count:
+            return found
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{count} did not come, only {found}")
+
+
+async def test_hints_come_in_order_also_those_from_before_there_was_a_connection(redis: Redis, hints: Hints) -> None:
+    for number in range(5):
+        hints.send("RPUSH", "told", str(number))
+    await told(redis, 5)
+    for number in range(5, 10):
+        hints.send("RPUSH", "told", str(number))
+    assert await told(redis, 10) == [b"%d" % number for number in range(10)]
+
+
+async def test_hints_go_on_after_their_connection_was_cut(redis: Redis, hints: Hints) -> None:
+    hints.send("RPUSH", "told", "0")
+    await told(redis, 1)
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    for number in range(1, 1000):  # whatever is sent before the cut is known may be lost
+        hints.send("RPUSH", "told", str(number))
+        if len(await redis.lrange("told", 0, -1)) > 1:
+            break
+        await asyncio.sleep(0.01)
+    assert len(await told(redis, 2)) >= 2
+
+
+async def test_closing_sends_what_is_left(redis: Redis, hints: Hints) -> None:
+    for number in range(1000):
+        hints.send("RPUSH", "told", str(number))
+    await hints.close()
+    assert len(await told(redis, 1000)) == 1000
+
+
+async def test_a_redis_that_is_away_loses_hints_and_nothing_else() -> None:
+    async with open_redis("redis://127.0.0.1:1/0") as nowhere:
+        hints = Hints(nowhere)
+        for _ in range(3):
+            for _ in range(2 * MAX_EARLY):
+                hints.send("PUBLISH", "a", "b")
+            await hints.close()

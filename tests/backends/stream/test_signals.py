@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from sinas_server.backends.redis import Hints, open_redis
 from sinas_server.backends.stream.redis import RedisSignals
 
 Pair = tuple[RedisSignals, RedisSignals]
@@ -13,20 +14,22 @@ Pair = tuple[RedisSignals, RedisSignals]
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as made:
+    async with open_redis(redis_url) as made:
         yield made
 
 
 @pytest.fixture
 async def pair(redis: Redis) -> AsyncIterator[Pair]:
     """One that sends and one that receives."""
-    sender, receiver = RedisSignals(redis), RedisSignals(redis)
+    hints = Hints(redis)
+    sender, receiver = RedisSignals(redis, hints), RedisSignals(redis, hints)
     running = asyncio.create_task(receiver.run())
     async with receiver.listen("ready:1") as listener:
         assert await listener.wait(10)  # as soon as it is connected everybody is woken
     yield sender, receiver
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    await hints.close()
 
 
 async def test_the_first_signal_of_a_sort_is_not_missed(pair: Pair) -> None:
@@ -74,6 +77,6 @@ async def test_a_lost_connection_wakes_everybody_and_comes_back(pair: Pair, redi
 
 
 async def test_listening_while_nothing_receives_does_not_wait(redis: Redis) -> None:
-    signals = RedisSignals(redis)
+    signals = RedisSignals(redis, Hints(redis))
     async with signals.listen("a:1") as listener:
         assert not await listener.wait(0.01)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from sinas_server.backends.redis import Hints
+
 MAX_TOKENS = 100
 """Tokens are hints; more of them than this say nothing new. Workers that are never idle leave theirs behind."""
 
@@ -13,17 +15,15 @@ MAX_TOKENS = 100
 class RedisWake:
     """`Wake` over a Redis client; `wait` needs a connection of its own, which it takes from the client's pool."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, hints: Hints) -> None:
         self._redis = redis
+        self._hints = hints
 
     async def wake(self, queue: str) -> None:
         """Push one token. A Redis that is away is no error: workers poll."""
         key = f"sinas:wake:{queue}"
-        try:
-            if await self._redis.lpush(key, b"1") > MAX_TOKENS:
-                await self._redis.ltrim(key, 0, MAX_TOKENS // 2)
-        except (RedisError, OSError):
-            return
+        self._hints.send("LPUSH", key, "1")
+        self._hints.send("LTRIM", key, "0", str(MAX_TOKENS - 1))
 
     async def wait(self, queues: Sequence[str], timeout_seconds: float) -> str | None:
         """Wait for a token of any of `queues`, in their order."""

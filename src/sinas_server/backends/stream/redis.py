@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from sinas_server.backends.redis import Hints
 from sinas_server.backends.stream import Position, StreamEvent, StreamLostError, StreamUnavailableError
 
 ALWAYS = "sinas:signals"
@@ -52,8 +53,9 @@ class RedisSignals:
     it has listened to once: each message wakes a process, and most processes care for few sorts of topics.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, hints: Hints) -> None:
         self._redis = redis
+        self._hints = hints
         self._listeners: dict[str, set[_Listener]] = {}
         self._channels: dict[str, asyncio.Event] = {ALWAYS: asyncio.Event()}
         """Those to receive, and whether Redis has confirmed."""
@@ -61,8 +63,7 @@ class RedisSignals:
 
     async def signal(self, topic: str, note: bytes = b"") -> None:
         """Publish the topic's name, a blank and the note; processes without a listener ignore it."""
-        with suppress(RedisError, OSError):
-            await self._redis.publish(*_signal(topic, note))
+        self._hints.send("PUBLISH", *_signal(topic, note))
 
     @asynccontextmanager
     async def listen(self, topic: str) -> AsyncIterator[_Listener]:
@@ -115,7 +116,10 @@ class RedisSignals:
 
     def _receive(self, message: _Message) -> None:
         if message["type"] == "subscribe":
-            self._channels[message["channel"].decode()].set()
+            confirmed = self._channels[message["channel"].decode()]
+            if confirmed.is_set():  # redis-py has connected anew by itself: there was a gap
+                self._wake_all()
+            confirmed.set()
         elif message["type"] == "message":
             topic, _, note = message["data"].partition(b" ")
             for listener in self._listeners.get(topic.decode(), ()):
