@@ -85,13 +85,13 @@ def within(db: Db) -> Read:
 async def read_channel(read: Read, channel_id: UUID) -> ChannelRow | None:
     """A channel; None if its chat was deleted."""
     rows = await read(select(*ChannelRow.__table__.columns).where(ChannelRow.id == channel_id))
-    return ChannelRow(**rows[0]._asdict()) if rows else None
+    return ChannelRow.loaded(rows[0]._asdict()) if rows else None
 
 
 async def read_turn(read: Read, turn_id: UUID) -> TurnRow | None:
     """A turn as it is now; None if its chat was deleted."""
     rows = await read(select(*TurnRow.__table__.columns).where(TurnRow.id == turn_id))
-    return TurnRow(**rows[0]._asdict()) if rows else None
+    return TurnRow.loaded(rows[0]._asdict()) if rows else None
 
 
 async def read_segment(read: Read, channel: ChannelRow, turn: TurnRow, *, fresh: bool = False) -> Segment:
@@ -137,7 +137,7 @@ def ended(status: Status) -> dict[str, object]:
 async def read_said(read: Read, message_id: UUID) -> MessageRow:
     """A message; an empty one if it is gone with its chat."""
     rows = await read(select(*MessageRow.__table__.columns).where(MessageRow.id == message_id))
-    return MessageRow(**rows[0]._asdict()) if rows else MessageRow()
+    return MessageRow.loaded(rows[0]._asdict()) if rows else MessageRow()
 
 
 async def read_calls(read: Read, turn_id: UUID, step: int) -> list[Call]:

@@ -60,8 +60,8 @@ async def read_talk(database: Database, chat_id: UUID) -> Talk | None:
     if not rows:
         return None
     values = rows[0]._asdict()
-    chat = ChatRow(**{column.name: values[f"chat_{column.name}"] for column in _CHAT})
-    agent = ResourceRow(**{column.name: values[f"agent_{column.name}"] for column in _AGENT})
+    chat = ChatRow.loaded({column.name: values[f"chat_{column.name}"] for column in _CHAT})
+    agent = ResourceRow.loaded({column.name: values[f"agent_{column.name}"] for column in _AGENT})
     return Talk(
         chat,
         None if agent.id is None else store.load(database, AGENT, agent),

@@ -25,19 +25,19 @@ _NEWEST = _COLUMNS.where(PackageSetRow.status != "SUPERSEDED").order_by(PackageS
 async def set_in_force(database: Database) -> PackageSetRow | None:
     """The set that workers are to use; None for none yet."""
     rows = await database.read(_COMPLETED)
-    return PackageSetRow(**rows[0]._asdict()) if rows else None
+    return PackageSetRow.loaded(rows[0]._asdict()) if rows else None
 
 
 async def ready_set(database: Database) -> PackageSetRow | None:
     """The set that functions can use by now; None for none yet."""
     rows = await database.read(_READY)
-    return PackageSetRow(**rows[0]._asdict()) if rows else None
+    return PackageSetRow.loaded(rows[0]._asdict()) if rows else None
 
 
 async def newest_set(database: Database) -> PackageSetRow | None:
     """The set that was asked for last, whatever became of it."""
     rows = await database.read(_NEWEST)
-    return PackageSetRow(**rows[0]._asdict()) if rows else None
+    return PackageSetRow.loaded(rows[0]._asdict()) if rows else None
 
 
 async def try_again(runtime: Runtime, row: PackageSetRow, reason: str) -> None:

@@ -324,7 +324,7 @@ def _problems(spec: FunctionSpec, order: Order) -> list[tuple[Location, str]]:
 async def of_call(runtime: Runtime, call: CallIdentity) -> ExecutionRow | None:
     """The execution that a tool call has already started, if any."""
     rows = await runtime.database.lookup(_BY_CALL, _which(call))
-    return ExecutionRow(**rows[0]._asdict()) if rows else None
+    return ExecutionRow.loaded(rows[0]._asdict()) if rows else None
 
 
 def _which(call: CallIdentity) -> dict[str, object]:
@@ -385,4 +385,4 @@ async def _look(runtime: Runtime, execution_id: UUID) -> ExecutionRow | None:
         raise
     if not rows:
         raise NotFoundError("execution not found")
-    return ExecutionRow(**rows[0]._asdict())
+    return ExecutionRow.loaded(rows[0]._asdict())

@@ -183,7 +183,7 @@ async def _end(runtime: Runtime, execution_id: UUID, seen: _Seen) -> list[bytes]
     rows = await _patiently(runtime, select(*ExecutionRow.__table__.columns).where(ExecutionRow.id == execution_id))
     if not rows:
         return [sse.event("error", {"error": "the execution was deleted"})]
-    return list(seen.rest(ExecutionRow(**rows[0]._asdict())))
+    return list(seen.rest(ExecutionRow.loaded(rows[0]._asdict())))
 
 
 async def _read(runtime: Runtime, execution_id: UUID, after: Position) -> list[StreamEvent]:

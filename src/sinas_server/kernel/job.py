@@ -271,7 +271,7 @@ class Worker(Generic[R]):
         return [self._claimed(row._asdict()) for row in await self.runtime.database.direct(statement, parameters)]
 
     def _claimed(self, values: dict[str, Any]) -> Claim[R]:
-        row = self.job.table(**{name: values.pop(name) for name in self._columns})
+        row = self.job.table.loaded({name: values.pop(name) for name in self._columns})
         slot = Slot(self._outside, row.id, self._slot_changed)  # type: ignore[attr-defined]  # as in _start
         return Claim(row, interrupted=values.pop("was") in TAKEN, slot=slot, found=values)
 

@@ -58,7 +58,7 @@ async def find(database: Database, kind: Kind[S], namespace: str, name: str) -> 
     """What stands under a name, for the platform's own work; None if there is nothing. Not for kinds `per_user`."""
     parameters = {"of_kind": kind.name, "of_namespace": namespace, "of_name": name}
     rows = await database.lookup(_BY_NAME, parameters)
-    return store.load(database, kind, ResourceRow(**rows[0]._asdict())) if rows else None
+    return store.load(database, kind, ResourceRow.loaded(rows[0]._asdict())) if rows else None
 
 
 async def use(database: Database, caller: Caller, kind: Kind[S], at: tuple[str, str], action: str) -> Resource[S]:
@@ -109,7 +109,7 @@ async def lent(
         "of_namespaces": [namespace for namespace, _ in places],
         "of_names": [name for _, name in places],
     }
-    rows = [ResourceRow(**row._asdict()) for row in await database.lookup(_ACTIVE, parameters)]
+    rows = [ResourceRow.loaded(row._asdict()) for row in await database.lookup(_ACTIVE, parameters)]
     found = {(row.namespace, row.name): row for row in rows}
     return [
         store.load(database, kind, found[at])

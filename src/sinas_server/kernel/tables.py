@@ -1,7 +1,8 @@
 """The tables every kind shares: resources, their versions, queued tasks and the audit log."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Text,
     event,
     func,
+    inspect,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -30,6 +32,13 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         str: Text,
     }
+
+    @classmethod
+    def loaded(cls, values: Mapping[str, object]) -> Self:
+        """A row as it was read outside of a session. Its constructor, made for new rows, takes 30 times as long."""
+        row = cast(Self, inspect(cls).class_manager.new_instance())
+        row.__dict__.update(values)
+        return row
 
 
 class ResourceRow(Base):

@@ -68,7 +68,7 @@ async def resolve_now(database: Database, provider_id: UUID | None, model: str |
     """The same outside of a transaction, in one cheap round trip. Raises `NoProviderError`."""
     statement, parameters = (_BY_ID, {"of_id": provider_id}) if provider_id else (_DEFAULT, {})
     rows = await database.lookup(statement, parameters)
-    provider = store.load(database, PROVIDER, ResourceRow(**rows[0]._asdict())) if rows else None
+    provider = store.load(database, PROVIDER, ResourceRow.loaded(rows[0]._asdict())) if rows else None
     return _resolved(provider, provider_id, model)
 
 
