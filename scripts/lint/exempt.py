@@ -24,6 +24,7 @@ class Exempt:
 WIRE = (
     Exempt("src/sinas_server/kernel/", "iterates over the fields of every kind, whose types only the kinds know"),
     Exempt("src/sinas_server/backends/db/direct.py", "passes on rows and parameters of any statement"),
+    Exempt("src/sinas_server/backends/db/link.py", "passes on rows and parameters of any statement"),
     Exempt("src/sinas_server/config/document.py", "reads YAML of unknown shape"),
     Exempt("src/sinas_server/config/strict.py", "reads YAML of unknown shape"),
 )
