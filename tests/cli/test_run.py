@@ -1,6 +1,7 @@
 """`sinas run` and `sinas types`: functions on one's own machine, without a server."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_a_package_is_there_when_asked_for(at: Path) -> None:
     assert "POST /api/v1/dependencies" in without.stderr
     done = run(at, "uses.py", "--with", "iniconfig>=2", UV_CACHE_DIR=str(CACHE))
     assert (done.returncode, done.stdout) == (0, '"iniconfig"\n'), done.stderr
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_it_is_canceled_by_a_signal(at: Path, asked: signal.Signals) -> None:
+    environment = {**clean_environment(), "SINAS_DATA_DIR": str(at / "data")}
+    command = [str(Path(sys.executable).parent / "sinas"), "run", "order.py", "--input", '{"spin": true}']
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=at) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "to the log\n"
+        process.send_signal(asked)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == "canceled\n"
 
 
 def test_types_are_written_beside_functions(at: Path) -> None:

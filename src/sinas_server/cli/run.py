@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Run:
 def run(settings: Settings, asked: Run) -> None:
     """Print the result as JSON on standard output, what the function prints on standard error; exit as it ended."""
     task = _task(settings, asked)
+    # As by Ctrl-C, which cleans up; for the first process of a container SIGTERM would do nothing at all.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         outcome = asyncio.run(_outcome(settings, task, asked.packages))
     except SandboxUnavailable as error:

@@ -115,5 +115,6 @@ def to_messages(target: Resolved, messages: Sequence[ChatMessage]) -> tuple[Mess
 def _result(message: ChatMessage, known: Mapping[str, str], at: Location) -> ToolMessage:
     name = known.get(message.tool_call_id or "")
     if message.tool_call_id is None or name is None:
-        raise InvalidError([((*at, "tool_call_id"), "must be the id of a call in an assistant message before it")])
+        field = "tool_call_id" if "messages" in at else "call_id"  # of `/v1/responses`
+        raise InvalidError([((*at, field), "must be the id of a call before it")])
     return ToolMessage(message.tool_call_id, name, text_of(message))

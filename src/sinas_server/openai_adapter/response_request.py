@@ -150,7 +150,8 @@ def messages_of(body: ResponseRequest) -> list[ChatMessage]:
 def _add_call(found: list[ChatMessage], item: InputItem, index: int) -> None:
     """Calls that follow each other, or what was said before them, are one message."""
     if item.call_id is None or item.name is None:
-        raise ParameterError(f"input.{index}", "a function_call needs call_id and name")
+        missing = "call_id" if item.call_id is None else "name"
+        raise ParameterError(f"input.{index}.{missing}", "a function_call needs call_id and name")
     call = ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments or "{}"))
     last = found.pop() if found and found[-1].role == "assistant" else ChatMessage(role="assistant")
     found.append(last.model_copy(update={"tool_calls": [*(last.tool_calls or ()), call]}).made_of("input", index))
