@@ -99,13 +99,14 @@ def describe_exit(status: int) -> str:
 def parents() -> dict[int, int]:
     """The parent's pid of every visible process, from /proc/PID/stat."""
     found: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib takes three times as long, and it is asked at each death
+        if name.isdigit():
             try:
-                stat = (entry / "stat").read_text()
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - as above
+                    stat = file.read()
             except OSError:  # it ended meanwhile
                 continue
-            found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])  # a name may hold spaces and brackets
+            found[int(name)] = int(stat.rpartition(b")")[2].split(None, 2)[1])  # a name may hold spaces and brackets
     return found
 
 
