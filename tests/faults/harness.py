@@ -4,8 +4,7 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,14 @@ import redis
 from psycopg.rows import dict_row
 
 from sinas_server.backends.embedded.datadir import free_port
-from sinas_server.backends.embedded.process import descendants, parents
+from sinas_server.backends.embedded.process import parents
+from tests.faults.forks import Forks
 from tests.faults.points import COMMANDS, comm, pids_of
 from tests.faults.points import kill as kill_process
-from tests.live import clean_environment
 
-REPOSITORY = Path(__file__).parents[2]
 ROLES = ("api", "functions", "agents", "scheduler")
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Making one takes longer than a request, and nothing here is encrypted."""
 PATIENCE = 60.0  # seconds; only a broken stack needs them
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Stack:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
+        self._forks = Forks(root, self.port)
         self._addresses: dict[str, str] = {}
         self._database: psycopg.Connection[Json] | None = None
         self._plans = 0
@@ -67,15 +67,10 @@ class Stack:
     async def start(self) -> None:
         """Start it in its directory, whatever is there, and wait until it serves."""
         (self.root / "ready.json").unlink(missing_ok=True)
-        with (self.root / "stack.log").open("ab") as log:
-            command = [sys.executable, "-m", "tests.faults.stack", str(self.root), str(self.port)]
-            self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment()
-            )
-        process = self.process
+        self._forks.fork()
 
         async def ready() -> bool:
-            assert process.poll() is None, self.tail()
+            assert not self._forks.has_ended(), self.tail()
             return (self.root / "ready.json").exists()
 
         await eventually(ready, "the stack does not get ready")
@@ -92,11 +87,9 @@ class Stack:
 
     async def restart(self) -> None:
         """When the supervisor is killed, as planned, start it again."""
-        process = self.process
-        assert process is not None
 
         async def ended() -> bool:
-            return process.poll() is not None
+            return self._forks.has_ended()
 
         await eventually(ended, "the plan does not happen")
         await self.start()
@@ -105,16 +98,7 @@ class Stack:
         """End it, whatever state it is in; fails if it does not end by itself."""
         if self._database is not None:
             self._database.close()
-        if self.process is None or self.process.poll() is not None:
-            return
-        below = descendants(self.process.pid)
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            for pid in [*below, self.process.pid]:
-                os.kill(pid, signal.SIGKILL)
-            raise
+        self._forks.stop(PATIENCE)
 
     def tail(self) -> str:
         """The end of what the stack wrote."""
@@ -122,14 +106,12 @@ class Stack:
 
     def kill(self, name: str) -> None:
         """Kill -9 a role or server now."""
-        assert self.process is not None
-        kill_process(self.process.pid, name)
+        kill_process(self._forks.pid, name)
 
     @contextmanager
     def hanging(self, name: str) -> Iterator[None]:
         """Have a server and all its processes stand still meanwhile."""
-        assert self.process is not None
-        pids = pids_of(self.process.pid, name)
+        pids = pids_of(self._forks.pid, name)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -140,13 +122,11 @@ class Stack:
 
     async def whole(self) -> None:
         """Wait until every role and server runs and the API answers."""
-        assert self.process is not None
-        me = self.process.pid
+        me = self._forks.pid
         wanted = {*COMMANDS.values(), *(f"sinas-{role}" for role in ROLES)}
 
         async def runs() -> bool:
-            assert self.process is not None
-            assert self.process.poll() is None, self.tail()
+            assert not self._forks.has_ended(), self.tail()
             return wanted <= {comm(pid) for pid, parent in parents().items() if parent == me}
 
         await eventually(runs, "not every process runs")
@@ -241,7 +221,7 @@ class Stack:
         """A client with the administrator's key."""
         headers = {"Authorization": f"Bearer {self.address('key')}"}
         return httpx2.AsyncClient(
-            base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=PATIENCE, verify=False
+            base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=PATIENCE, verify=NO_TLS
         )
 
     async def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Json:

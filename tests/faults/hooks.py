@@ -198,7 +198,7 @@ class Hooks:
         self.around(disk._StagedFile, "keep", "rename")
         follow.__defaults__ = (0.5,)  # readers look for a lost end sooner, which only saves time
         self.commits()
-        original = app.create_app
+        original: Callable[..., App] = getattr(roles, "create_app")  # noqa: B009 - as above
 
         def create_app(settings: Settings, open_runtime: app.OpenRuntime) -> Watched:
             return Watched(self, original(settings, open_runtime))

@@ -1,20 +1,28 @@
-"""The real `sinas up` in a process of its own, watched: `python -m tests.faults.stack ROOT PORT`.
+"""The real `sinas up` in a process of its own, watched: `python -m tests.faults.stack ROOT PORT PARENT`.
 
+For each line that it reads it forks one, and writes its pid, and its exit status when it has ended.
 Each role is wrapped after the fork (`hooks.py`); a role or server that dies is started again at once; while
 ROOT/no-valkey exists, Valkey cannot be started. ROOT/ready.json appears when the API answers.
 """
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from sinas_server import roles
 from sinas_server.backends.embedded import supervisor
 from sinas_server.backends.embedded.datadir import DataDir
-from sinas_server.backends.embedded.process import EmbeddedError
+from sinas_server.backends.embedded.process import PR_SET_CHILD_SUBREAPER, EmbeddedError, die_with_parent, prctl
+from sinas_server.backends.embedded.role import Role, RoleProcess
 from sinas_server.backends.embedded.valkey import Valkey
 from sinas_server.cli import server
 from sinas_server.settings import Settings
+from tests.faults.hooks import Hooks
+from tests.faults.warm import warm
 
 SETTINGS: dict[str, object] = {
     "sinas_mode": "embedded",
@@ -30,8 +38,6 @@ SETTINGS: dict[str, object] = {
 
 def watch_roles(root: Path) -> None:
     """Have each role install its hooks when it begins."""
-    from sinas_server import roles  # lazy: as the command does, while the servers start
-    from tests.faults.hooks import Hooks  # lazy: imports all of the product
 
     def watched(run: Callable[..., None], kind: str) -> Callable[..., None]:
         def begin(settings: Settings, *rest: object) -> None:
@@ -77,15 +83,39 @@ def tell_ready(root: Path) -> None:
     setattr(server, "_greet", greet)  # noqa: B010 - as above
 
 
-def main(root: Path, port: int) -> None:
-    """Run it."""
+def run(root: Path, port: int, settings: Settings) -> None:
+    """Be one, until it is stopped."""
     setattr(supervisor, "LONGEST_DELAY", 0.1)  # noqa: B010 - as above
     hold_valkey(root)
     tell_ready(root)
     watch_roles(root)
-    settings = Settings(_env_file=None)
-    server.up(settings.model_copy(update={**SETTINGS, "sinas_data_dir": root, "port": port}))
+    server.up(settings.model_copy(update={"sinas_data_dir": root, "port": port}))
+
+
+def main(root: Path, port: int, parent: int) -> None:
+    """Fork one when asked to; ends, and it with us, when nobody can ask any more."""
+    die_with_parent(parent)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    answers = os.dup(1)
+    os.dup2(2, 1)  # where the product writes too
+    settings = Settings(_env_file=None).model_copy(update=SETTINGS)
+    warm(root / "warm", settings)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks for one also stops it
+    while os.read(0, 1):
+        process = RoleProcess(Role("supervisor", lambda _: run(root, port, settings)), 0, close=[answers])
+        process.start()
+        os.write(answers, f"{process.pid}\n".encode())
+        status = process.wait()
+        await_orphans()
+        os.write(answers, f"{status}\n".encode())
+
+
+def await_orphans() -> None:
+    """What was below a supervisor that was killed dies by itself; until it has, it holds the port and the directory."""
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
