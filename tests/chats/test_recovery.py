@@ -146,10 +146,10 @@ async def play(runtime: Runtime, person: Person, agent: str, breaker: Breaker) -
     assert messages[1]["content"] == FIRST
     unknown = breaker.loses_redis or breaker.where == "before open"  # what was sent of the answer, if anything
     check_events(seen, breaker.where, may_restart=unknown)
+    story = await journaled(runtime, UUID(channel))
+    assert story is not None
     for last in range(len(seen)):
         after = Position.parse(seen[last].id)
-        story = await journaled(runtime, UUID(channel))
-        assert story is not None
         from_journal = await told(replay(story, after))
         check_events(seen[: last + 1] + from_journal, breaker.where, may_restart=unknown)
         if last < len(seen) - 1:

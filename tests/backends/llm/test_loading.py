@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.backends.llm.asking import PROVIDERS
 from tests.fakes.llm_server import FakeLLM, Provider
 
 HEAVY = {"pydantic_ai", "openai", "anthropic", "mistralai"}
@@ -37,14 +38,16 @@ async def loaded(code: str) -> set[str]:
     return set((await asyncio.to_thread(run)).split())
 
 
-@pytest.mark.parametrize("module", ["llm", "llm.open", "llm.scripted", "llm.options"])
-async def test_importing_loads_no_library(module: str) -> None:
-    assert await loaded(f"import sinas_server.backends.{module}") == set()
+async def test_importing_loads_no_library() -> None:
+    modules = ("llm", "llm.open", "llm.scripted", "llm.options")
+    assert await loaded("import " + ", ".join(f"sinas_server.backends.{module}" for module in modules)) == set()
 
 
-async def test_listing_models_loads_no_library(fake: FakeLLM, provider: Provider) -> None:
-    code = OPEN.format(provider=provider, endpoint=fake.endpoint(provider), call="model.list_models()")
-    assert await loaded(code) == set()
+async def test_listing_models_loads_no_library(fake: FakeLLM) -> None:
+    endpoints = {each: fake.endpoint(each) for each in PROVIDERS}
+    asked = [OPEN.format(provider=each, endpoint=at, call="model.list_models()") for each, at in endpoints.items()]
+    assert await loaded("\n".join(asked)) == set()
+    assert fake.connections == len(PROVIDERS)
 
 
 @pytest.mark.parametrize(
