@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import functools
 import re
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -112,17 +111,22 @@ class Cast:
         await self.runtime.database.rows(old.values(expires_at=now() - timedelta(seconds=1)))
         return key
 
-    async def headers(self, column: str, needs: list[str]) -> AsyncIterator[Headers]:
-        """The ways to carry the credentials. Beside a bearer token another's `X-API-Key` must change nothing."""
+    async def headers(self, column: str, needs: list[str]) -> list[list[Headers]]:
+        """For each credential of a sort of callers the ways to carry it.
+
+        Beside a bearer token another's `X-API-Key` must change nothing.
+        """
         if column == "none":
-            for headers in ({}, {"Authorization": "Basic abc"}, {"Authorization": "Bearer ", "X-API-Key": ""}):
-                yield headers
-            return
+            return [[{}, {"Authorization": "Basic abc"}, {"Authorization": "Bearer ", "X-API-Key": ""}]]
         beside = self.everything if column != "admin" else "sk-sinas-nonsense"
-        for token in await self.tokens(column, needs):
-            yield {"Authorization": f"Bearer {token}"}
-            yield {"X-API-Key": token}
-            yield {"Authorization": f"Bearer {token}", "X-API-Key": beside}
+        return [
+            [
+                {"Authorization": f"Bearer {token}"},
+                {"X-API-Key": token},
+                {"Authorization": f"Bearer {token}", "X-API-Key": beside},
+            ]
+            for token in await self.tokens(column, needs)
+        ]
 
 
 @dataclasses.dataclass

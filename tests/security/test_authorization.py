@@ -32,14 +32,19 @@ async def _row(route: str, everyone: Cast) -> str:
     cells = {column: row[column] for column in ("method", "path", "needs")}
     async with http_client(everyone.app) as http:
         attempts = {owner: Attempt(route, http, everyone.objects(owner)) for owner in (everyone.admin, everyone.user)}
+        turn = 0
         # The user's own come last: a second message that waits would end the wait of the administrator's.
         for column in sorted(COLUMNS, key="owner".__eq__):
             attempt, statuses = attempts[everyone.user if column == "owner" else everyone.admin], set[int]()
-            async for headers in everyone.headers(column, row["needs"].split()):
-                answer = await attempt.call(headers)
-                statuses.add(answer.status_code)
-                assert answer.status_code < 500, f"{route}: {answer.text}"
-                assert column != "empty_key" or _refuses(route, answer), f"{route}: {answer.text}"
+            for ways in await everyone.headers(column, row["needs"].split()):
+                turn += 1
+                for headers in ways[turn % 3 :] + ways[: turn % 3]:
+                    answer = await attempt.call(headers)
+                    statuses.add(answer.status_code)
+                    assert answer.status_code < 500, f"{route}: {answer.text}"
+                    assert column != "empty_key" or _refuses(route, answer), f"{route}: {answer.text}"
+                    if attempt.places is None and column != "none":
+                        break  # The next credential that is let in is carried in the next way, on objects of its own.
             cells[column] = "/".join(map(str, sorted(statuses)))
     return ",".join(cells[column] for column in row)
 
