@@ -14,19 +14,12 @@ VERSION = "import thing\ndef handler(i, c): return thing.VERSION"
 LATER = "import time\ndef handler(i, c):\n    time.sleep(1.5)\n    import thing\n    return thing.VERSION"
 
 
-@pytest.fixture(scope="module")
-async def opened(driver: Callable[[SandboxConfig], Sandbox]) -> AsyncIterator[Sandbox]:
-    made = driver(SandboxConfig(min_size=2, min_idle=1, max_size=4))
-    await made.start()
-    yield made
-    await made.close()
-
-
 @pytest.fixture
-async def own(opened: Sandbox) -> AsyncIterator[Sandbox]:
-    """One sandbox for all tests of a driver, without the set of the test before."""
+async def own(driver: Callable[[SandboxConfig], Sandbox]) -> AsyncIterator[Sandbox]:
+    opened = driver(SandboxConfig(min_size=2, min_idle=1, max_size=4))
+    await opened.start()
     yield opened
-    await opened.use(None)
+    await opened.close()
 
 
 def package_set(root: Path, version: int, body: str = "") -> PackageSet:
