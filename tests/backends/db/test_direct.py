@@ -1,11 +1,19 @@
 """Reading straight through libpq: many at once, and what happens when the server or a pooler misbehaves."""
 
 import asyncio
+import socket
+import struct
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
+from select import select as select_ready
 
 import pytest
+import uvloop
 from sqlalchemy import Integer, Text, bindparam, func, literal, select, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from sinas_server.backends.db import is_lost, link, open_engine
@@ -131,3 +139,74 @@ async def test_plans_are_kept_except_on_a_connection_of_a_pooler(
         monkeypatch.setattr(link, "SETTLE", link.SETTLE.replace("$1", "$1 + 1"))
     [row] = await reader.fetch(text("SELECT current_setting('plan_cache_mode') AS mode"), {})
     assert row.mode == mode
+
+
+FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"
+FATAL = b"E" + struct.pack("!i", 4 + len(FIELDS)) + FIELDS
+"""What a server says as it ends a connection."""
+
+
+class Relay(threading.Thread):
+    """Between a client and the server; when told to, it ends the connection before it reads what was sent."""
+
+    def __init__(self, directory: Path, server: str) -> None:
+        super().__init__(daemon=True)
+        self._server = server
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(directory / ".s.PGSQL.5432"))
+        self._listener.listen()
+        self.dies = threading.Event()
+
+    def run(self) -> None:
+        for _ in range(2):
+            client, _ = self._listener.accept()
+            with client, socket.socket(socket.AF_UNIX) as server:
+                server.connect(self._server)
+                while self._passed_on(client, server):
+                    pass
+            self.dies.clear()  # it is closed
+        self._listener.close()
+
+    def _passed_on(self, client: socket.socket, server: socket.socket) -> bool:
+        for ready in select_ready([client, server], [], [])[0]:
+            if ready is client and self.dies.is_set():
+                client.sendall(FATAL)
+                return False
+            data = ready.recv(1 << 16)
+            (server if ready is client else client).sendall(data)
+            if not data:
+                return False
+        return True
+
+
+def test_a_server_that_dies_before_it_reads_a_statement_is_noticed(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says then that the connection was reset, and uvloop tells only once that there is more to read."""
+    url = make_url(database_url)
+    relay = Relay(tmp_path, f"{url.query['host']}/.s.PGSQL.5432")
+    relay.start()
+    usual = link.Link._write
+
+    def write(sending: link.Link) -> None:
+        usual(sending)
+        while relay.dies.is_set():  # until all that is to come has come
+            time.sleep(0.01)
+
+    monkeypatch.setattr(link.Link, "_write", write)
+
+    async def ask() -> None:
+        engine = open_engine(url.set(query={"host": str(tmp_path)}).render_as_string(hide_password=False))
+        reader = DirectReader(engine)
+        assert (await reader.fetch(SUM, {"a": 1}))[0].sum == 3
+        relay.dies.set()
+        async with asyncio.timeout(10):
+            with pytest.raises(DBAPIError) as raised:
+                await reader.fetch(SUM, {"a": 1})
+        assert is_lost(raised.value)
+        assert (await reader.fetch(SUM, {"a": 1}))[0].sum == 3
+        await reader.close(2)
+        await engine.dispose()
+
+    uvloop.run(ask())
+    relay.join(10)

@@ -23,6 +23,7 @@ from sinas_server.backends.db import is_abandoned
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 FINE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+LOOK_SECONDS = 0.1
 SETTLE = "SELECT set_config('plan_cache_mode', 'force_generic_plan', false) WHERE pg_backend_pid() = $1"
 """A constant statement has one plan: the server would make one anew each time where it takes the parameters to matter.
 Not through PgBouncer, where others would find the setting on their connection."""
@@ -42,6 +43,7 @@ class Link:
         self._results: list[PGresult] = []
         self._answer: asyncio.Future[list[PGresult]] | None = None
         self._reads = True
+        self._looking: asyncio.TimerHandle
         self._loop.add_reader(self._fd, self._readable)
 
     @classmethod
@@ -97,6 +99,7 @@ class Link:
     async def _ask(self) -> PGresult:
         """The result of what was sent."""
         self._answer = self._loop.create_future()
+        self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
         try:
             if not self._reads:
                 raise psycopg.OperationalError("the server closed the connection")
@@ -104,6 +107,7 @@ class Link:
             results = await self._answer
         finally:
             self._answer = None
+            self._looking.cancel()
         for result in results:
             if result.status not in FINE:
                 raise errors.error_from_result(result)
@@ -137,6 +141,12 @@ class Link:
         if self._results and self._answer is not None and not self._answer.done():
             self._answer.set_result(self._results)
         self._results = []
+
+    def _look(self) -> None:
+        """See that the server is gone: of a connection that was reset uvloop tells once, also if more is to be read."""
+        self._readable()
+        if self._reads:
+            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _fail(self, error: psycopg.Error) -> None:
         """The server is gone."""
