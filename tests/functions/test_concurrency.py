@@ -37,8 +37,12 @@ class Running:
         try:
             await self.go.wait()
             await asyncio.sleep(0.01)
-        finally:
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.2)  # to kill it takes a moment
             self.now.remove(name)
+            await jobs.leave_room(runtime, claim.row)
+            raise
+        self.now.remove(name)
         await jobs._finish(runtime, claim.row, jobs.End(output=1))
         self.ended += 1
 

@@ -26,7 +26,7 @@ async def cancel_executions(db: Db, runtime: Runtime, which: ColumnElement[bool]
         update(ExecutionRow)
         .where(ExecutionRow.id.in_(select(tree.c.id)), ExecutionRow.status.not_in(ENDED))
         .values(status=Status.CANCELLED, error="Canceled", completed_at=func.now(), lease_until=None)
-        .returning(ExecutionRow.id, ExecutionRow.function_id, ExecutionRow.max_concurrency)
+        .returning(ExecutionRow.id, ExecutionRow.function_id, ExecutionRow.max_concurrency, ExecutionRow.worker)
     )
     rows = (await db.execute(statement, execution_options={"synchronize_session": False})).all()
     canceled = {row.id for row in rows}
@@ -35,6 +35,8 @@ async def cancel_executions(db: Db, runtime: Runtime, which: ColumnElement[bool]
         db.after_commit(lambda: runtime.signals.signal(cancel_topic(QUEUE)))
     for found in canceled:
         db.after_commit(partial(runtime.signals.signal, topic(found)))
-    for function_id in {row.function_id for row in rows if row.max_concurrency is not None}:
+    # What runs makes room when its worker has killed it.
+    limited = [row for row in rows if row.max_concurrency is not None and row.worker is None]
+    for function_id in {row.function_id for row in limited}:
         db.after_commit(partial(admit, runtime, function_id))
     return canceled

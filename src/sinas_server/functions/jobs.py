@@ -1,6 +1,8 @@
 """Running queued executions: claim, token, sandbox, checks, and one end that is stored exactly once."""
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -30,6 +32,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from sinas_server.backends.sandbox import (
@@ -60,6 +63,7 @@ from sinas_server.kernel.job import Claim, InterruptedWorkError, Job, wake
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.secret import SecretContext
 from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kit.cancel import to_the_end
 from sinas_server.kit.schema import violations
 from sinas_server.kit.texts import storable
 
@@ -195,8 +199,7 @@ class End:
 async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
     """Take an execution to its end, or to its next attempt.
 
-    One for which no sandbox became free within `POOL_ACQUIRE_TIMEOUT` goes back to its place in the queue, so that
-    another worker may have it: who waits for it waits on.
+    One for which no sandbox became free within `POOL_ACQUIRE_TIMEOUT` goes back to its place in the queue.
     """
     if claim.row.trigger_type == Trigger.AGENT and not await patiently(lambda: _begin(runtime, claim.row)):
         return  # canceled, or taken over
@@ -206,10 +209,20 @@ async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
     except SandboxBusy:
         await patiently(lambda: runtime.database.direct(_PUT_BACK, ours(claim.row)))
         await wake(runtime, QUEUE, claim.row.depth)
+    except asyncio.CancelledError:
+        await to_the_end(leave_room(runtime, claim.row))
+        raise
     else:
         await patiently(lambda: _finish(runtime, claim.row, end))
     finally:
         await live_log.close()
+
+
+async def leave_room(runtime: Runtime, row: ExecutionRow) -> None:
+    """Let another execution of a limited function begin, after this one has ended or been killed."""
+    if row.max_concurrency is not None and row.function_id is not None:
+        with suppress(SQLAlchemyError):  # the loop admits it otherwise
+            await admit(runtime, row.function_id)
 
 
 async def fail(runtime: Runtime, claim: Claim[ExecutionRow], error: str) -> None:
@@ -384,5 +397,4 @@ async def _finish(runtime: Runtime, row: ExecutionRow, end: End) -> None:
     ended = await runtime.database.direct(_RETRY if again else _FINISH, parameters)
     if ended and not again:
         await runtime.signals.signal(topic(row.id), standing.note())
-    if row.max_concurrency is not None and row.function_id is not None:
-        await admit(runtime, row.function_id)
+    await leave_room(runtime, row)
