@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
+from structlog.testing import capture_logs
 
 from sinas_server.backends.redis import MAX_EARLY, Hints, open_redis
 
@@ -111,3 +112,19 @@ async def test_a_redis_that_is_away_loses_hints_and_nothing_else() -> None:
             for _ in range(2 * MAX_EARLY):
                 hints.send("PUBLISH", "a", "b")
             await hints.close()
+
+
+async def test_a_user_who_may_not_turn_answers_off_is_told_of(redis: Redis, redis_url: str) -> None:
+    await redis.acl_setuser(
+        "limited", enabled=True, nopass=True, keys=["*"], channels=["*"], categories=["+@all"], commands=["-client"]
+    )
+    separator = "&" if "?" in redis_url else "?"
+    async with open_redis(f"{redis_url}{separator}username=limited&password=any") as client:
+        hints = Hints(client)
+        with capture_logs() as logs:
+            hints.send("RPUSH", "told", "0")
+            await hints.close()
+    await redis.acl_deluser("limited")
+    assert [entry["event"] for entry in logs] == [
+        "nobody can be woken: allow the Redis user of the platform CLIENT REPLY"
+    ]

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Iterable
 
+import structlog
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+log = structlog.get_logger()
 CONNECT_SECONDS = 5.0
 MAX_EARLY = 1000
 """Hints that are kept while the connection is being made."""
@@ -81,12 +83,16 @@ class Hints:
             if lost is not None:
                 await lost.disconnect(nowait=True)
             await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+            await connection.send_command("CLIENT", "REPLY", "ON")
+            await connection.read_response()  # whether the next one, which has no answer, is permitted
             connection.post("CLIENT", "REPLY", "OFF")
             for command in self._early:
                 connection.post(*command)
             self._connection = connection
-        except (RedisError, OSError):
+        except (RedisError, OSError) as error:
             await connection.disconnect(nowait=True)
+            if isinstance(error, ResponseError):
+                log.warning("nobody can be woken: allow the Redis user of the platform CLIENT REPLY", error=str(error))
         finally:
             self._early.clear()
             self._opening = None

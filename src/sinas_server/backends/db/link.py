@@ -1,4 +1,4 @@
-"""One connection for constant statements, spoken to through libpq as psycopg offers it, at half of psycopg's own cost.
+"""One connection for constant statements, spoken to through libpq as psycopg offers it, at 0.4 of psycopg's own cost.
 
 What `AsyncConnection.execute` does beyond that is not needed here: cursors, transactions, and preparing by counting.
 """
@@ -24,6 +24,7 @@ from sinas_server.backends.db import is_abandoned
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 FINE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 LOOK_SECONDS = 0.1
+"""How often who waits for an answer looks whether the server is still there."""
 SETTLE = "SELECT set_config('plan_cache_mode', 'force_generic_plan', false) WHERE pg_backend_pid() = $1"
 """A constant statement has one plan: the server would make one anew each time where it takes the parameters to matter.
 Not through PgBouncer, where others would find the setting on their connection."""
