@@ -1,7 +1,9 @@
-"""What cancellation leaves behind in the pool of connections: nothing."""
+"""What cancellation leaves behind in the pool of connections: nothing; and rows that no session has read."""
 
 import asyncio
 import gc
+import subprocess
+import sys
 from typing import Any
 
 import psycopg
@@ -55,3 +57,10 @@ async def test_an_error_that_nobody_waits_for_any_more_is_none(runtime: Runtime,
     gc.collect()
     loop.set_exception_handler(usual)
     assert heard == []
+
+
+def test_a_row_can_be_read_before_anything_else_has_used_its_table() -> None:
+    """As a loop of a process may do that has just started; here all tables are in use already."""
+    code = "from sinas_server.kernel.tables import TaskRow; print(TaskRow.loaded({'name': 'first'}).name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "first\n", done.stderr

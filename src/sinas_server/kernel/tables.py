@@ -20,7 +20,7 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, configure_mappers, mapped_column
 
 
 class Base(DeclarativeBase):
@@ -36,6 +36,7 @@ class Base(DeclarativeBase):
     @classmethod
     def loaded(cls, values: Mapping[str, object]) -> Self:
         """A row as it was read outside of a session. Its constructor, made for new rows, takes 30 times as long."""
+        configure_mappers()  # as the constructor does; until then nothing can be read of any row
         row = cast(Self, inspect(cls).class_manager.new_instance())
         row.__dict__.update(values)
         return row
