@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from structlog.testing import capture_logs
 
+from sinas_server.backends import redis as redis_backend
 from sinas_server.backends.redis import MAX_EARLY, Hints, open_redis
 
 
@@ -128,3 +129,20 @@ async def test_a_user_who_may_not_turn_answers_off_is_told_of(redis: Redis, redi
     assert [entry["event"] for entry in logs] == [
         "nobody can be woken: allow the Redis user of the platform CLIENT REPLY"
     ]
+
+
+async def test_closing_does_not_wait_for_a_redis_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_backend, "CONNECT_SECONDS", 0.2)
+    silent = asyncio.Event()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await silent.wait()
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with open_redis(f"redis://127.0.0.1:{port}/0") as client, asyncio.timeout(20):
+            hints = Hints(client)
+            hints.send("PUBLISH", "a", "b")
+            await hints.close()
+        silent.set()

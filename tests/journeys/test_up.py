@@ -98,6 +98,7 @@ def test_ctrl_c_stops_in_order_and_the_next_start_has_everything(own: Live) -> N
     finally:
         stopped = sinas("down", environment=again.environment)
         assert (stopped.returncode, again.process.wait(30)) == (0, 0), stopped.stderr
+    assert "[warning" not in again.log.read_text()
     nothing = sinas("down", environment=again.environment)
     assert (nothing.returncode, nothing.stdout[:12]) == (0, "nothing runs")
 

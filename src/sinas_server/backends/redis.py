@@ -80,11 +80,12 @@ class Hints:
     async def _connect(self, lost: CancelableConnection | None) -> None:
         connection: CancelableConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's
         try:
-            if lost is not None:
-                await lost.disconnect(nowait=True)
-            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
-            await connection.send_command("CLIENT", "REPLY", "ON")
-            await connection.read_response()  # whether the next one, which has no answer, is permitted
+            async with asyncio.timeout(CONNECT_SECONDS):
+                if lost is not None:
+                    await lost.disconnect(nowait=True)
+                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+                await connection.send_command("CLIENT", "REPLY", "ON")
+                await connection.read_response()  # whether the next one, which has no answer, is permitted
             connection.post("CLIENT", "REPLY", "OFF")
             for command in self._early:
                 connection.post(*command)
