@@ -2,10 +2,14 @@
 
 import asyncio
 import gc
+from pathlib import Path
 
 import pytest
 
+from sinas_server.backends.sandbox import PackageSet
+from sinas_server.backends.sandbox.native.interpreter import Interpreter
 from sinas_server.backends.sandbox.shared import SharedConfig, SharedPool
+from sinas_server.backends.sandbox.shared.worker import SharedWorker, start_worker
 from tests.backends.sandbox.conftest import task, until
 
 SLEEPS = "import time\ndef handler(input_data, context):\n    time.sleep(30)\n"
@@ -27,3 +31,44 @@ async def test_a_canceled_task_leaves_no_error_that_nobody_takes() -> None:
     gc.collect()
     loop.set_exception_handler(usual)
     assert heard == []
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Workers with the packages "first" start once it is set."""
+    opened = asyncio.Event()
+
+    async def start(config: SharedConfig, interpreter: Interpreter) -> SharedWorker:
+        if config.package_hash == "first":
+            await opened.wait()
+        return await start_worker(config, interpreter)
+
+    monkeypatch.setattr("sinas_server.backends.sandbox.shared.pool.start_worker", start)
+    return opened
+
+
+async def test_fewer_wanted_while_workers_start_are_fewer_in_the_end(gate: asyncio.Event) -> None:
+    """A function worker that believed to be the only one learns of another while it starts workers for both."""
+    pool = SharedPool(SharedConfig(count=3, package_hash="first"))
+    pool.warm()
+    await pool.scale(1)
+    gate.set()
+    seen: set[int] = set()
+    while len(seen) < 3:
+        seen.update(worker.pid for worker in pool.workers())
+        await asyncio.sleep(0)
+    assert sum(not worker.draining for worker in pool.workers()) == 1
+    await pool.close()
+
+
+async def test_a_worker_that_starts_while_other_packages_come_into_use_is_replaced(
+    gate: asyncio.Event, tmp_path: Path
+) -> None:
+    pool = SharedPool(SharedConfig(count=2, package_hash="first"))
+    pool.warm()
+    await pool.use(PackageSet("other", tmp_path))
+    gate.set()
+    await until(lambda: sum(not worker.draining for worker in pool.workers()) == 2, "there are as many as wanted")
+    await until(lambda: pool.packages_in_use() == {"other"}, "those with the first packages have gone")
+    assert sum(not worker.draining for worker in pool.workers()) == 2
+    await pool.close()

@@ -190,15 +190,20 @@ class SharedPool:
             self._spawn(self._add())
 
     async def _add(self) -> None:
+        config = self._config
         try:
-            worker = await start_worker(self._config, await self._inspected())
+            worker = await start_worker(config, await self._inspected())
             self._workers.append(worker)  # apart from the line above: meanwhile it may have become another list
             self._problem = ""
+            if config is not self._config or len(self._usable()) > max(self._wanted, 1):
+                self._drain(worker)  # meanwhile other packages came into use, or fewer are wanted
         except SandboxUnavailable as error:
             self._problem = str(error)
         finally:
             self._starting -= 1
             self._changed.set()
+        if not self._problem:
+            self._fill()
 
     async def _inspected(self) -> Interpreter:
         if self._interpreter is None:
