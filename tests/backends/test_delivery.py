@@ -6,7 +6,7 @@ import hmac
 
 import pytest
 
-from sinas_server.backends import net
+from sinas_server.backends import transport
 from sinas_server.backends.delivery import (
     DeliveryError,
     Message,
@@ -117,7 +117,7 @@ async def test_a_name_may_not_lead_to_a_private_address(monkeypatch: pytest.Monk
         assert found is not None
         return [found]
 
-    monkeypatch.setattr(net, "resolve", private)
+    monkeypatch.setattr(transport, "resolve", private)
     async with receiving() as receiver:
         url = receiver.url.replace("127.0.0.1", "hooks.example.com")
         with pytest.raises(DeliveryError, match="not a public address"):

@@ -9,10 +9,10 @@ import pytest
 
 from sinas_server.backends.net import (
     ForbiddenAddressError,
-    GuardedTransport,
     check_endpoint,
     refuse_metadata,
 )
+from sinas_server.backends.transport import GuardedTransport
 from sinas_server.kit.hosts import Address
 from tests.fakes.llm_server import FakeLLM
 

@@ -15,13 +15,13 @@ import httpx2
 
 from sinas_server.backends.net import (
     METADATA_NAMES,
-    GuardedTransport,
     Refusal,
     embedded_ipv4,
     literal,
     refuse_metadata,
     refuse_private,
 )
+from sinas_server.backends.transport import GuardedTransport
 from sinas_server.kit.hosts import Address, Rule, parse_rule
 
 SECONDS = 15.0

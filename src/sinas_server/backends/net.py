@@ -3,15 +3,10 @@
 import asyncio
 import contextlib
 import socket
-import ssl
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TypeAlias
 from urllib.parse import urlsplit
-
-import httpcore2
-import httpx2
 
 from sinas_server.kit.hosts import Address
 
@@ -55,11 +50,12 @@ def refuse_metadata(address: Address) -> str | None:
 
 
 def literal(host: str) -> Address | None:
-    """The address that a host is written as; None for a name."""
-    try:
+    """The address that a host is written as, in whatever form the system takes for one; None for a name."""
+    with contextlib.suppress(ValueError):
         return ip_address(host)
-    except ValueError:
-        return None
+    with contextlib.suppress(OSError, UnicodeError):
+        return IPv4Address(socket.inet_aton(host))  # such as 127.1, or a single number
+    return None
 
 
 def refuse_private(address: Address) -> str | None:
@@ -89,10 +85,11 @@ def check_endpoint(url: str) -> None:
         raise ForbiddenAddressError(f"{host} may not be reached: it is a cloud metadata address")
     address = literal(host)
     if address is not None:
-        _require(address, host, refuse_metadata)
+        require(address, host, refuse_metadata)
 
 
-def _require(address: Address, host: str, refuse: Refusal) -> None:
+def require(address: Address, host: str, refuse: Refusal) -> None:
+    """Raises `ForbiddenAddressError` for an address of `host` that may not be reached."""
     reason = refuse(address)
     if reason is not None:
         name = host if host == str(address) else f"{host} ({address})"
@@ -103,71 +100,3 @@ async def resolve(host: str, port: int) -> list[Address]:
     """The addresses of a host, in the resolver's order. Raises `OSError` when there are none."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
-
-
-class GuardedBackend(httpcore2.AsyncNetworkBackend):
-    """Connects to the very address that was checked, so that a second look-up cannot give another one."""
-
-    def __init__(self, refuse: Refusal) -> None:
-        self._refuse = refuse
-        self._inner = httpcore2.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - the signature is httpcore's
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """A connection to the first address of `host` that answers; `ForbiddenAddressError` if any is refused."""
-        try:
-            async with asyncio.timeout(timeout):
-                addresses = await resolve(host, port)
-        except TimeoutError:
-            raise httpcore2.ConnectTimeout(f"looking up {host} took too long") from None
-        except OSError as error:
-            raise httpcore2.ConnectError(f"{host} cannot be resolved: {error.strerror}") from None
-        for address in addresses:
-            _require(address, host, self._refuse)
-        failure: Exception = httpcore2.ConnectError(f"{host} has no address")
-        for address in addresses:
-            try:
-                return await self._inner.connect_tcp(str(address), port, timeout, local_address, socket_options)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-                failure = error
-        raise failure
-
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,  # noqa: ASYNC109 - the signature is httpcore's
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Always refused: no address a user can write means a local socket."""
-        raise ForbiddenAddressError(f"{path} may not be reached: it is a local socket")
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait between attempts."""
-        await asyncio.sleep(seconds)
-
-
-class GuardedTransport(httpx2.AsyncHTTPTransport):
-    """The transport of every outgoing HTTP client: each new connection, redirects included, passes `refuse`."""
-
-    def __init__(self, refuse: Refusal = refuse_metadata, *, max_connections: int = 100) -> None:
-        context = _ssl_context()
-        super().__init__(verify=context)
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=max_connections,
-            max_keepalive_connections=20,
-            keepalive_expiry=30,
-            network_backend=GuardedBackend(refuse),
-        )
-
-
-@cache
-def _ssl_context() -> ssl.SSLContext:
-    """One for the whole process: it takes tens of milliseconds to read all authorities, during which nothing runs."""
-    return httpx2.create_ssl_context()

@@ -15,7 +15,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from sinas_server.backends.net import ForbiddenAddressError, GuardedTransport, check_endpoint
+from sinas_server.backends.net import ForbiddenAddressError, check_endpoint
+from sinas_server.backends.transport import GuardedTransport
 
 ALGORITHMS = frozenset({f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)} | {"EdDSA"})
 """Asymmetric ones only: with another, whoever knows the client secret or a public key could sign."""

@@ -1,13 +1,16 @@
 """What goes wrong at providers: told in their own words, never with the key, and rightly marked for another try."""
 
 import socket
+from ipaddress import IPv4Address
 
 import pytest
 from pydantic import JsonValue
 
+from sinas_server.backends import transport
 from sinas_server.backends.llm import LanguageModel, ProviderConfig, ProviderError
 from sinas_server.backends.llm.failures import words
 from sinas_server.backends.llm.remote import RemoteModel
+from sinas_server.kit.hosts import Address
 from tests.backends.llm.asking import KEY, Connect, ask, collect, failure, text
 from tests.fakes.llm_server import FakeLLM, Provider, Reply
 from tests.fakes.llm_wire import stream_events
@@ -152,8 +155,12 @@ async def test_metadata_addresses_are_refused(provider: Provider, connect: Conne
     assert not caught.value.retryable
 
 
-async def test_metadata_is_refused_when_listing() -> None:
-    model = RemoteModel(ProviderConfig("openai", KEY, "http://2852039166/v1"))
+async def test_metadata_is_refused_when_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def metadata(host: str, port: int) -> list[Address]:
+        return [IPv4Address("169.254.169.254")]
+
+    monkeypatch.setattr(transport, "resolve", metadata)
+    model = RemoteModel(ProviderConfig("openai", KEY, "http://models.example.com/v1"))
     with pytest.raises(ProviderError, match="cloud metadata address"):
         await model.list_models()
     await model.close()

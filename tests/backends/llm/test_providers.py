@@ -316,8 +316,8 @@ async def test_the_api_that_is_configured_is_asked_for_everything(fake: FakeLLM)
 async def test_one_connection_serves_many_requests(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
     for _ in range(3):
         await collect(model, ask())
-    # Mistral's library stops reading at `[DONE]`, before the end of the body, so its connections cannot be used again.
-    assert fake.connections == (3 if provider == "mistral" else 1)
+    # Mistral's library stops reading at `[DONE]`: if the end of the body has not come by then, its connection closes.
+    assert fake.connections in ((1, 2, 3) if provider == "mistral" else (1,))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from sinas_server.backends.llm.embedding import embed
 from sinas_server.backends.llm.failures import secrets_of
 from sinas_server.backends.llm.listing import list_models
 from sinas_server.backends.llm.options import endpoint_of, read_options
-from sinas_server.backends.net import GuardedTransport
+from sinas_server.backends.transport import GuardedTransport
 
 if TYPE_CHECKING:
     from sinas_server.backends.llm.direct import DirectModel
