@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from sinas_server.backends.redis import Hints, open_redis
+from sinas_server.backends.redis import CancelableConnection, Hints, open_redis
 from sinas_server.backends.stream.redis import RedisSignals
 
 Pair = tuple[RedisSignals, RedisSignals]
@@ -74,6 +74,28 @@ async def test_a_lost_connection_wakes_everybody_and_comes_back(pair: Pair, redi
         assert await other.wait(10)
         await sender.signal("a:1")
         assert await old.wait(10)
+
+
+async def test_another_sort_is_listened_to_while_the_connection_is_made_anew(
+    pair: Pair, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, receiver = pair
+    connect, asked, may = CancelableConnection.connect, asyncio.Event(), asyncio.Event()
+
+    async def later(connection: CancelableConnection) -> None:
+        asked.set()
+        await may.wait()
+        await connect(connection)  # type: ignore[no-untyped-call]  # redis-py's
+
+    monkeypatch.setattr(CancelableConnection, "connect", later)
+    async with asyncio.timeout(20), Redis.from_url(redis_url) as other:
+        await other.client_kill_filter(_type="pubsub")
+        await asked.wait()
+        async with receiver.listen("new:1") as listener:
+            may.set()
+            assert await listener.wait(10), "something may have been missed"
+            await sender.signal("new:1")
+            assert await listener.wait(10)
 
 
 async def test_listening_while_nothing_receives_does_not_wait(redis: Redis) -> None:

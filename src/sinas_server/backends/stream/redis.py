@@ -1,18 +1,18 @@
 """Signals over one pub/sub subscription per process, and event streams over Redis Streams."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TypeAlias, TypedDict, cast
+from typing import TypeAlias, cast
 
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from sinas_server.backends.redis import Hints
+from sinas_server.backends.redis import CancelableConnection, Hints
 from sinas_server.backends.stream import Position, StreamEvent, StreamLostError, StreamUnavailableError
 
 ALWAYS = "sinas:signals"
@@ -40,12 +40,6 @@ class _Listener:
         return True
 
 
-class _Message(TypedDict):
-    type: str
-    channel: bytes
-    data: bytes
-
-
 class RedisSignals:
     """`Signals`: `run()` must be running in the process for its listeners to be woken.
 
@@ -59,7 +53,9 @@ class RedisSignals:
         self._listeners: dict[str, set[_Listener]] = {}
         self._channels: dict[str, asyncio.Event] = {ALWAYS: asyncio.Event()}
         """Those to receive, and whether Redis has confirmed."""
-        self._pubsub: PubSub | None = None
+        self._missed: set[str] = set()
+        """Those of which something may have been missed until Redis confirms them."""
+        self._connection: CancelableConnection | None = None
 
     async def signal(self, topic: str, note: bytes = b"") -> None:
         """Publish the topic's name, a blank and the note; processes without a listener ignore it."""
@@ -83,53 +79,58 @@ class RedisSignals:
         confirmed = self._channels.get(channel)
         if confirmed is None:
             confirmed = self._channels[channel] = asyncio.Event()
-            if self._pubsub is not None:
-                with suppress(RedisError, OSError):  # `run` notices as well, and joins all again
-                    await self._pubsub.subscribe(channel)
-        if self._pubsub is not None and not confirmed.is_set():
+            if self._connection is not None:
+                self._connection.post("SUBSCRIBE", channel)  # where it is lost `run` notices, and joins all again
+        if self._connection is not None and not confirmed.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(JOIN_SECONDS):
                     await confirmed.wait()
 
     async def run(self) -> None:
-        """Receive signals until canceled; reconnects for ever, waking everybody after a gap."""
+        """Receive signals until canceled; reconnects for ever, waking everybody after a gap.
+
+        On a connection that redis-py does not make anew by itself: it would do so twice at a time, and fail, when
+        somebody listens to another channel meanwhile.
+        """
         while True:
+            connection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's
             try:
-                async with self._redis.pubsub() as pubsub:
-                    await self._join_all(pubsub)
-                    self._wake_all()
-                    async for message in pubsub.listen():
-                        self._receive(message)
+                await connection.connect()
+                self._join_all(connection)
+                while True:
+                    self._receive(await connection.read_response(timeout=math.inf, push_request=True))
             except (RedisError, OSError):
                 await asyncio.sleep(0.2)
             finally:
-                self._pubsub = None
+                self._connection = None
+                await connection.disconnect(nowait=True)
 
-    async def _join_all(self, pubsub: PubSub) -> None:
+    def _join_all(self, connection: CancelableConnection) -> None:
         for confirmed in self._channels.values():
             confirmed.clear()
-        asked: set[str] = set()
-        while missing := self._channels.keys() - asked:
-            await pubsub.subscribe(*missing)
-            asked |= missing
-        self._pubsub = pubsub
+        self._missed = set(self._channels)
+        connection.post("SUBSCRIBE", *self._channels)
+        self._connection = connection
 
-    def _receive(self, message: _Message) -> None:
-        if message["type"] == "subscribe":
-            confirmed = self._channels[message["channel"].decode()]
-            if confirmed.is_set():  # redis-py has connected anew by itself: there was a gap
-                self._wake_all()
-            confirmed.set()
-        elif message["type"] == "message":
-            topic, _, note = message["data"].partition(b" ")
-            for listener in self._listeners.get(topic.decode(), ()):
-                listener.note = note
-                listener.event.set()
+    def _receive(self, message: object) -> None:
+        match message:
+            case [b"subscribe", bytes(name), _]:
+                channel = name.decode()
+                self._channels[channel].set()
+                if channel in self._missed:
+                    self._missed.discard(channel)
+                    self._wake(channel)
+            case [b"message", _, bytes(data)]:
+                topic, _, note = data.partition(b" ")
+                for listener in self._listeners.get(topic.decode(), ()):
+                    listener.note = note
+                    listener.event.set()
 
-    def _wake_all(self) -> None:
-        for listeners in self._listeners.values():
-            for listener in listeners:
-                listener.event.set()
+    def _wake(self, channel: str) -> None:
+        for topic, listeners in self._listeners.items():
+            if _channel(topic) == channel:
+                for listener in listeners:
+                    listener.event.set()
 
 
 def _channel(topic: str) -> str:
