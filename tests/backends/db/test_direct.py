@@ -1,6 +1,7 @@
 """Reading straight through libpq: many at once, and what happens when the server or a pooler misbehaves."""
 
 import asyncio
+import os
 import socket
 import struct
 import threading
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from select import select as select_ready
 
+import psycopg
 import pytest
 import uvloop
 from sqlalchemy import Integer, Text, bindparam, func, literal, select, text
@@ -102,6 +104,17 @@ async def test_a_pooler_that_forgets_prepared_statements_costs_only_the_preparin
     assert (await reader.fetch(SUM, {"a": 1}))[0].sum == 3
     assert reader._prepare is False
     assert (await reader.fetch(SUM, {"a": 2}))[0].sum == 4
+
+
+async def test_a_connection_that_breaks_as_a_statement_is_sent_is_not_heard_any_more(reader: DirectReader) -> None:
+    """Libpq closes its socket then; another one with that number must not lose those who wait for it."""
+    await reader.fetch(SUM, {"a": 1})
+    [idle] = reader._idle
+    with socket.socket(fileno=os.dup(idle._fd)) as same:
+        same.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(psycopg.OperationalError):
+        await idle.run("SELECT $1::text", ["more than is kept for later" * 1000], prepare=False)
+    assert idle.is_broken
 
 
 async def test_what_is_larger_than_the_socket_takes_is_sent_whole(reader: DirectReader) -> None:

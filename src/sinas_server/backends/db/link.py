@@ -14,7 +14,7 @@ import orjson
 import psycopg
 from psycopg import errors
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.types.json import set_json_loads
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -81,14 +81,19 @@ class Link:
         transformer = known.transformer
         parameters = transformer.dump_sequence(values, [PyFormat.AUTO] * len(values))
         types, formats = transformer.types or (), transformer.formats
-        if prepare:
-            name = known.name(sql, types)
-            if name not in self._prepared:
-                await self._prepare(name, sql, types)
-            self._pq.send_query_prepared(name, parameters, param_formats=formats)
-        else:
-            self._pq.send_query_params(sql.encode(), parameters, param_types=types, param_formats=formats)
-        return known.rows(await self._ask())
+        try:
+            if prepare:
+                name = known.name(sql, types)
+                if name not in self._prepared:
+                    await self._prepare(name, sql, types)
+                self._pq.send_query_prepared(name, parameters, param_formats=formats)
+            else:
+                self._pq.send_query_params(sql.encode(), parameters, param_types=types, param_formats=formats)
+            return known.rows(await self._ask())
+        except psycopg.Error:
+            if self._pq.status == ConnStatus.BAD:  # found as it was sent: libpq has closed the socket
+                self._stop()  # now, before another one gets its number
+            raise
 
     async def _prepare(self, name: bytes, sql: str, types: Sequence[int]) -> None:
         self._pq.send_prepare(name, sql.encode(), param_types=types)
