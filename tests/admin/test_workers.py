@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from sinas_server.functions.shared_workers import SharedWorkers, share_of
+from sinas_server.functions.shared_workers import SharedWorkers, read_reports, share_of
 from sinas_server.kernel.heartbeat import beating
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.settings import Settings
 from tests.functions.conftest import pool_of, working
 from tests.people import Person
 
@@ -23,6 +24,8 @@ async def following(runtime: Runtime, name: str) -> AsyncIterator[Worker[Any]]:
     async with working(runtime, name) as worker, beating(worker.runtime, "functions", worker.load):
         task = asyncio.create_task(SharedWorkers(worker.runtime, pool_of(worker)).follow())
         try:
+            while name not in {report.worker for report in await read_reports(runtime)}:
+                await asyncio.sleep(0.01)  # until then it is none of the function workers
             yield worker
         finally:
             task.cancel()
@@ -61,13 +64,36 @@ async def test_they_are_scaled_listed_and_reloaded(runtime: Runtime, admin: Pers
     assert [entry["action"] for entry in audited] == ["scale", "scale", "reload", "scale"]
 
 
+class TestOne:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"default_worker_count": 1})
+
+    async def test_the_first_reload_of_an_installation_replaces_what_runs(
+        self, runtime: Runtime, admin: Person
+    ) -> None:
+        """Nobody has asked for anything before: the worker there is has started with the first trusted function."""
+        async with following(runtime, "functions-1") as worker:
+            pool = pool_of(worker)
+            while not any(report.share for report in await read_reports(runtime)):
+                await asyncio.sleep(0.01)
+            pool.warm()
+            while not pool.workers():
+                await asyncio.sleep(0.01)
+            [old] = pool.workers()
+            answer = await admin.http.post(f"{URL}/reload", timeout=60)
+            assert answer.json() == {"status": "completed", "total_workers": 1, "success": 1, "failed": 0}
+            assert [state.pid == old.pid for state in pool.workers() if not state.draining] == [False]
+
+
 async def test_function_workers_share_what_is_wanted(runtime: Runtime, admin: Person) -> None:
     async with following(runtime, "functions-1") as first, following(runtime, "functions-2") as second:
         answer = await admin.http.post(f"{URL}/scale", json={"target_count": 3}, timeout=60)
         assert answer.status_code == 200
         while (len(pool_of(first).workers()), len(pool_of(second).workers())) != (2, 1):
             await asyncio.sleep(0.1)
-        assert (await admin.http.get(f"{URL}/count")).json()["running"] == 3
+        while (await admin.http.get(f"{URL}/count")).json()["running"] != 3:
+            await asyncio.sleep(0.1)  # they report each second
 
 
 async def test_without_function_workers_it_is_written_down(runtime: Runtime, admin: Person) -> None:

@@ -123,7 +123,7 @@ class SharedWorkers:
                 await self._pool.scale(share)
             if row is not None:
                 self._pool.warm()  # somebody cares
-                await self._reload(row.generation)
+            await self._reload(0 if row is None else row.generation)
         await listener.wait(LOOK_SECONDS)
 
     async def _reload(self, generation: int) -> None:
