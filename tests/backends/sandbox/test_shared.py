@@ -1,17 +1,20 @@
 """What the shared pool owes its process; what functions see of it is in `tests/functions/test_shared_pool.py`."""
 
 import asyncio
+import errno
 import gc
+import os
 from pathlib import Path
 
 import pytest
 
-from sinas_server.backends.sandbox import PackageSet
+from sinas_server.backends.sandbox import PackageSet, SandboxUnavailable
 from sinas_server.backends.sandbox.native.interpreter import Interpreter
 from sinas_server.backends.sandbox.shared import SharedConfig, SharedPool
 from sinas_server.backends.sandbox.shared.worker import SharedWorker, start_worker
 from tests.backends.sandbox.conftest import task, until
 
+ONE = "def handler(i, c): return 1"
 SLEEPS = "import time\ndef handler(input_data, context):\n    time.sleep(30)\n"
 
 
@@ -71,4 +74,44 @@ async def test_a_worker_that_starts_while_other_packages_come_into_use_is_replac
     await until(lambda: sum(not worker.draining for worker in pool.workers()) == 2, "there are as many as wanted")
     await until(lambda: pool.packages_in_use() == {"other"}, "those with the first packages have gone")
     assert sum(not worker.draining for worker in pool.workers()) == 2
+    await pool.close()
+
+
+async def test_a_task_gets_another_worker_if_the_one_that_was_started_for_it_dies_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where none is wanted: then nothing else would start one."""
+    dying = iter([True])
+
+    async def start(config: SharedConfig, interpreter: Interpreter) -> SharedWorker:
+        worker = await start_worker(config, interpreter)
+        if next(dying, False):
+            asyncio.get_running_loop().call_soon(worker.kill)  # before the task hears that it is there
+        return worker
+
+    monkeypatch.setattr("sinas_server.backends.sandbox.shared.pool.start_worker", start)
+    pool = SharedPool(SharedConfig(count=0))
+    async with asyncio.timeout(60):
+        assert (await pool.run(task(ONE))).result == 1
+    await pool.close()
+
+
+async def test_where_none_is_wanted_none_is_left_of_trying_packages(tmp_path: Path) -> None:
+    pool = SharedPool(SharedConfig(count=0))
+    pool.warm()
+    await pool.use(PackageSet("other", tmp_path))
+    assert [worker for worker in pool.workers() if not worker.draining] == []
+    assert (await pool.run(task(ONE))).result == 1
+    await pool.close()
+
+
+async def test_what_a_full_disk_prevents_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(prefix: str) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pool = SharedPool(SharedConfig(count=0))
+    monkeypatch.setattr("sinas_server.backends.sandbox.shared.worker.tempfile.mkdtemp", full)
+    async with asyncio.timeout(60):
+        with pytest.raises(SandboxUnavailable, match=r"did not start: .*No space left"):
+            await pool.run(task(ONE))
     await pool.close()

@@ -140,7 +140,7 @@ class SharedPool:
                 self._workers.append(fresh)
             for worker in old:
                 self._drain(worker)
-            self._fill()
+            await self.scale(self._wanted)  # which may be none, and the fresh one too many
 
     def packages_in_use(self) -> frozenset[str]:
         """The hashes of the sets that what is alive was started with, or is just being started with."""
@@ -169,8 +169,10 @@ class SharedPool:
         while not (usable := self._usable()):
             if self._closed:
                 raise SandboxUnavailable("the shared pool is closed")
-            if self._problem and not self._starting:
-                raise SandboxUnavailable(self._problem)
+            if not self._starting:
+                if self._problem:
+                    raise SandboxUnavailable(self._problem)
+                self._fill(at_least=1)  # what was started for us was drained at once, or has died
             self._changed.clear()
             await self._changed.wait()
         self._turn = (self._turn + 1) % len(usable)

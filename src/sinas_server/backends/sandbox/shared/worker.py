@@ -174,8 +174,11 @@ def _describe(status: int) -> str:
 
 async def start_worker(config: SharedConfig, interpreter: Interpreter) -> SharedWorker:
     """A worker that is ready. Raises `SandboxUnavailable` with the reason."""
-    scratch = await asyncio.to_thread(tempfile.mkdtemp, prefix=f"{SCRATCH}{os.getpid()}-")
-    ours, theirs = socket.socketpair()
+    try:
+        scratch = await asyncio.to_thread(tempfile.mkdtemp, prefix=f"{SCRATCH}{os.getpid()}-")
+        ours, theirs = socket.socketpair()
+    except OSError as error:  # no space, or too many open files
+        raise SandboxUnavailable(f"a shared worker did not start: {error}") from error
     ours.setblocking(False)
     process: asyncio.subprocess.Process | None = None
     channel: Channel | None = None
