@@ -1,6 +1,8 @@
 """What only the native driver does: no leaks, recovery of its zygote, nothing left after a kill, levels."""
 
 import asyncio
+import errno
+import gc
 import os
 import signal
 import socket
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sinas_server.backends.sandbox import Ending, Limits, SandboxUnavailable
-from sinas_server.backends.sandbox.native import LevelName, NativeSandbox, SandboxConfig, open_sandbox
+from sinas_server.backends.sandbox.native import LevelName, NativeSandbox, SandboxConfig, open_sandbox, zygote
 from sinas_server.backends.sandbox.native.cgroups import Groups
 from sinas_server.backends.sandbox.native.source import NativeMember
 from sinas_server.backends.sandbox.native.watchdog import tree
@@ -51,6 +53,7 @@ async def descriptors_at_rest(sandbox: NativeSandbox) -> int:
     await asyncio.gather(*(sandbox.run(task(ONE)) for _ in range(8)))
     await at_rest(sandbox)
     await asyncio.sleep(0.5)
+    gc.collect()  # what tests before have left would be collected in the midst of this one
     return descriptors()
 
 
@@ -60,7 +63,7 @@ async def test_nothing_leaks_after_many_runs(native: NativeSandbox) -> None:
     for _ in range(50):
         await asyncio.gather(*(native.run(task(f"def handler(i, c):\n    {body}")) for body in bodies))
     await at_rest(native)
-    await until(lambda: descriptors() == before, "as many descriptors are open as before")
+    await until(lambda: descriptors() <= before, "no more descriptors are open than before")
 
 
 async def test_nothing_leaks_after_cancelling_at_any_moment(native: NativeSandbox) -> None:
@@ -73,7 +76,7 @@ async def test_nothing_leaks_after_cancelling_at_any_moment(native: NativeSandbo
             each.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     await at_rest(native)
-    await until(lambda: descriptors() == before, "as many descriptors are open as before")
+    await until(lambda: descriptors() <= before, "no more descriptors are open than before")
 
 
 async def test_a_dead_zygote_is_replaced(native: NativeSandbox) -> None:
@@ -85,6 +88,23 @@ async def test_a_dead_zygote_is_replaced(native: NativeSandbox) -> None:
     assert outcome.error == "the sandbox was restarted while this ran"
     assert (await native.run(task(ONE))).result == 1
     await at_rest(native)
+
+
+async def test_a_zygote_that_cannot_be_started_again_at_once_is_later(
+    native: NativeSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, failures = zygote._launch, [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) for _ in range(2)]
+
+    def sometimes(executable: str) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
+        if failures:
+            raise failures.pop()
+        return launch(executable)
+
+    monkeypatch.setattr(zygote, "_launch", sometimes)
+    os.kill(native.zygote_pid, signal.SIGKILL)
+    await until(lambda: not failures, "it was tried twice")
+    await at_rest(native)
+    assert (await native.run(task(ONE))).result == 1
 
 
 async def test_a_child_that_dies_idle_is_replaced(native: NativeSandbox) -> None:

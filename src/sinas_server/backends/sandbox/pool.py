@@ -228,7 +228,7 @@ class Pool(Generic[M]):
                 try:
                     await self._source.repair()
                     self._retry = FIRST_RETRY
-                except SandboxUnavailable as error:
+                except (SandboxUnavailable, OSError) as error:  # whatever it is: nobody else would try again
                     await self._fail(str(error))
                 continue
             self._start_for(self._size.min_idle)

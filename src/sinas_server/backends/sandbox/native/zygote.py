@@ -136,7 +136,10 @@ class Zygote:
         """A confined process that is ready for a request. Raises `SpawnError`."""
         if not self.alive:
             raise ZygoteGoneError("the zygote is not running")
-        child, sent = self._ask(limits)
+        try:
+            child, sent = self._ask(limits)
+        except OSError as error:  # too many open files, or the zygote does not answer
+            raise SpawnError(f"no sandbox could be asked for: {error}") from error
         try:
             async with asyncio.timeout(SPAWN_SECONDS):
                 child.pidfd = await sent
@@ -144,6 +147,8 @@ class Zygote:
                 await self._until_ready(child)
         except BaseException as error:
             self._spawning.pop(child.id, None)
+            if child.pidfd < 0 and sent.done() and not sent.cancelled() and sent.exception() is None:
+                child.pidfd = sent.result()  # it came in the moment in which nobody waited any more
             child.kill()
             child.close()
             if isinstance(error, (OSError, TimeoutError)):
@@ -152,29 +157,25 @@ class Zygote:
         return child
 
     def _ask(self, limits: Limits) -> tuple[Child, "asyncio.Future[int]"]:
+        """Send for one more; gives it, and what its pidfd will come to. Raises `OSError`."""
         self._last += 1
-        ours, theirs = socket.socketpair()
-        out, out_end = os.pipe()
-        err, err_end = os.pipe()
-        child = Child(self._last, ours, out, err, self._loop.create_future())
-        for fd in (ours.fileno(), out, err):
-            os.set_blocking(fd, False)
         shape = {
             "memory_bytes": limits.memory_bytes,
             "processes": limits.processes,
             "tmp_bytes": limits.tmp_bytes,
         }
-        message = json.dumps({"id": child.id, "shape": shape}).encode()
-        sent: asyncio.Future[int] = self._loop.create_future()
-        try:
+        message = json.dumps({"id": self._last, "shape": shape}).encode()
+        with contextlib.ExitStack() as kept, contextlib.ExitStack() as given:
+            ours, theirs = socket.socketpair()
+            kept.callback(ours.close)
+            given.callback(theirs.close)
+            (out, out_end), (err, err_end) = _pipe(kept, given), _pipe(kept, given)
+            for fd in (ours.fileno(), out, err):
+                os.set_blocking(fd, False)
             socket.send_fds(self._control, [message], [theirs.fileno(), out_end, err_end])
-        except OSError as error:
-            child.close()
-            raise ZygoteGoneError(f"the zygote does not answer: {error}") from error
-        finally:
-            theirs.close()
-            os.close(out_end)
-            os.close(err_end)
+            kept.pop_all()
+        child = Child(self._last, ours, out, err, self._loop.create_future())
+        sent: asyncio.Future[int] = self._loop.create_future()
         self._spawning[child.id] = sent
         self._children[child.id] = child
         return child, sent
@@ -209,13 +210,17 @@ class Zygote:
                     waiting.set_result(descriptors.pop())
                 else:
                     waiting.set_exception(SpawnError(message.get("error", "no descriptor came")))
+            if "error" in message:  # of what was never there no end is told
+                self._children.pop(message["spawned"], None)
+                self._note_childless()
         elif "exit" in message:
             child = self._children.pop(message["exit"], None)
             if child is not None and not child.exited.done():
                 child.exited.set_result(Exit(message.get("signal"), message.get("code")))
             self._note_childless()
         for fd in descriptors:  # of a spawn that nobody waits for any more
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has seen so itself
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
             os.close(fd)
 
     def _died(self) -> None:
@@ -258,17 +263,10 @@ async def start(executable: str, config: Config) -> Zygote:
 
     Raises `SandboxUnavailable` with the kernel's reason.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    program = _PROGRAM.format(path=_GUEST_PARENT)
-    with theirs:
-        process = subprocess.Popen(  # noqa: ASYNC220, S603 - a few ms, once; PDEATHSIG binds it to this very thread
-            [executable, "-I", "-S", "-B", "-X", "utf8", "-c", program, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env={"LANG": "C.UTF-8", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # noqa: S108 - inside the sandbox
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-        )
-    ours.setblocking(False)
+    try:
+        ours, process = _launch(executable)
+    except OSError as error:  # no memory, too many processes or open files
+        raise SandboxUnavailable(f"the sandbox zygote did not start: {error}") from error
     try:
         async with asyncio.timeout(START_SECONDS):
             return Zygote(ours, process, await _greet(ours, process, config))
@@ -279,6 +277,25 @@ async def start(executable: str, config: Config) -> Zygote:
         if isinstance(error, (OSError, TimeoutError)):
             raise SandboxUnavailable(f"the sandbox zygote did not start: {error}") from error
         raise
+
+
+def _launch(executable: str) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    """A process that waits for its configuration, and our end of the socket to it. Raises `OSError`."""
+    with contextlib.ExitStack() as kept:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kept.callback(ours.close)
+        with theirs:
+            program = _PROGRAM.format(path=_GUEST_PARENT)
+            process = subprocess.Popen(  # noqa: S603 - our own; PDEATHSIG binds it to this very thread
+                [executable, "-I", "-S", "-B", "-X", "utf8", "-c", program, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={"LANG": "C.UTF-8", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # noqa: S108 - inside the sandbox
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+            )
+        ours.setblocking(False)
+        kept.pop_all()
+    return ours, process
 
 
 async def _greet(control: socket.socket, process: "subprocess.Popen[bytes]", config: Config) -> Started:
@@ -327,6 +344,14 @@ def _write(path: Path, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
+
+
+def _pipe(kept: contextlib.ExitStack, given: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe: the end that is read, and the one to be written."""
+    out, end = os.pipe()
+    kept.callback(os.close, out)
+    given.callback(os.close, end)
+    return out, end
 
 
 def _pid_of(pidfd: int) -> int:
