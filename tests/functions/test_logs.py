@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from sinas_server.backends.stream import START, Position
-from sinas_server.functions.live_log import follow
+from sinas_server.functions.live_log import LiveLog, follow
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
@@ -22,15 +22,24 @@ from tests.functions.test_executions import record
 from tests.people import Person, make_person
 
 PRINTS = """
-import sys, time
+import os, sys, time, urllib.error, urllib.request
 def handler(input_data, context):
     print("first")
     print("warned", file=sys.stderr)
-    time.sleep(input_data.get("seconds", 0))
+    while input_data.get("waits") and not may_go_on(context):
+        time.sleep(0.05)
     print("last", end="")
     if input_data.get("fails"):
         raise ValueError("no")
+def may_go_on(context):
+    url = os.environ["SINAS_URL"] + "/api/v1/functions/default/go"
+    request = urllib.request.Request(url, headers={"Authorization": "Bearer " + context["access_token"]})
+    try:
+        return urllib.request.urlopen(request).status == 200
+    except urllib.error.HTTPError:
+        return False
 """
+"""With `waits` it goes on once there is a function `go`."""
 
 
 @pytest.fixture
@@ -62,13 +71,14 @@ async def test_it_is_followed_as_it_is_printed(
     runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
 ) -> None:
     await declare("prints", PRINTS)
-    execution_id = await queue(user, "prints", {"seconds": 4})
+    execution_id = await queue(user, "prints", {"waits": True})
     found: list[Json] = []
     async for event in events(runtime, execution_id):
-        if not found:  # long before the end
+        if not found:
             assert (await user.http.get(f"/executions/{execution_id}")).json()["status"] == "RUNNING"
             so_far = (await user.http.get(f"/executions/{execution_id}/logs")).json()
             assert (so_far["stdout"], so_far["complete"], so_far["attempt"]) == ("first\n", False, 1)
+            await declare("go")
         found.append(event)
     assert texts(found) == {"stdout": "first\nlast", "stderr": "warned\n"}
     assert (found[-1]["type"], found[-1]["status"], found[-1]["error"]) == ("done", "COMPLETED", None)
@@ -82,9 +92,15 @@ async def test_a_late_reader_gets_all_and_a_returning_one_the_rest(
     runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
 ) -> None:
     await declare("prints", PRINTS)
-    execution_id = await queue(user, "prints", {"seconds": 5})
+    execution_id = await queue(user, "prints", {"waits": True})
     first = await anext(events(runtime, execution_id))
-    rest = [event async for event in events(runtime, execution_id, Position.parse(first["id"]))]
+
+    async def returned() -> list[Json]:
+        return [event async for event in events(runtime, execution_id, Position.parse(first["id"]))]
+
+    returning = asyncio.create_task(returned())
+    await declare("go")
+    rest = await returning
     assert first["output"] not in [event.get("output") for event in rest]
     assert texts([first, *rest]) == {"stdout": "first\nlast", "stderr": "warned\n"}
 
@@ -93,11 +109,12 @@ async def test_redis_forgets_in_the_middle(
     runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
 ) -> None:
     await declare("prints", PRINTS)
-    execution_id = await queue(user, "prints", {"seconds": 3})
+    execution_id = await queue(user, "prints", {"waits": True})
     found: list[Json] = []
     async for event in events(runtime, execution_id):
         if not found:
             await runtime.redis.flushdb()
+            await declare("go")
         found.append(event)
     assert texts(found) == {"stdout": "first\nlast", "stderr": "warned\n"}
 
@@ -106,8 +123,12 @@ async def test_another_attempt_begins_anew(
     runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
 ) -> None:
     await declare("prints", PRINTS)
-    execution_id = await queue(user, "prints", {"seconds": 2, "fails": True})
-    found = [event async for event in events(runtime, execution_id)]
+    execution_id = await queue(user, "prints", {"waits": True, "fails": True})
+    found: list[Json] = []
+    async for event in events(runtime, execution_id):
+        if not found:
+            await declare("go")
+        found.append(event)
     [restart] = [index for index, event in enumerate(found) if event["type"] == "restart"]
     assert found[restart]["attempt"] == 2
     assert texts(found[restart:]) == {"stdout": "first\nlast", "stderr": "warned\n"}
@@ -120,6 +141,17 @@ async def test_nothing_is_published_that_nobody_watches(
     await declare("prints", PRINTS)
     await until(user, await queue(user, "prints"), "COMPLETED")
     assert await runtime.redis.keys("*execution-log*") == []
+
+
+async def test_what_is_printed_after_the_end_is_nobodys(runtime: Runtime, user: Person) -> None:
+    """By a thread of the shared pool that does not stop at once: nothing waits for watchers then, for ever."""
+    await record(runtime, user)
+    [found] = await runtime.database.rows(select(*ExecutionRow.__table__.columns))
+    live_log = LiveLog(runtime, ExecutionRow.loaded(found._asdict()))
+    before = asyncio.all_tasks()
+    await live_log.close()
+    live_log.on_output("stdout", "late")
+    assert asyncio.all_tasks() == before
 
 
 async def test_the_end_of_one_that_prints_nothing(runtime: Runtime, user: Person, declare: Declare) -> None:

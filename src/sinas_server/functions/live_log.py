@@ -57,10 +57,12 @@ class LiveLog:
         self._parts: list[tuple[StreamName, str, int]] = []
         """What was printed, each with the characters up to its end."""
         self._task: asyncio.Task[None] | None = None
-        self._published = False
+        self._published = self._closed = False
 
     def on_output(self, stream: StreamName, text: str) -> None:
-        """Take what was printed (`OnOutput`)."""
+        """Take what was printed (`OnOutput`); not of a thread that goes on although its attempt is over."""
+        if self._closed:
+            return
         before = self._parts[-1][2] if self._parts else 0
         self._parts.append((stream, text, before + len(text)))
         if self._task is None:
@@ -68,6 +70,7 @@ class LiveLog:
 
     async def close(self) -> None:
         """Stop: the attempt is over, and watchers find the rest in the row."""
+        self._closed = True
         if self._task is None:
             return
         self._task.cancel()
