@@ -1,13 +1,14 @@
 """What functions reach through the egress proxy, by which client, under which policy."""
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from sinas_server.backends.sandbox import Ending, Sandbox
 from sinas_server.backends.sandbox.config import SandboxConfig
-from sinas_server.backends.sandbox.egress import Policy, RefusedError, make_policy
+from sinas_server.backends.sandbox.egress import EgressProxy, Policy, RefusedError, make_policy
 from sinas_server.kit.hosts import parse_rule
 from tests.backends.sandbox.egress_world import World, look_up, open_world
 
@@ -204,6 +205,15 @@ async def test_the_machines_own_public_address_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr("sinas_server.backends.net._is_ours", lambda address: True)
     with pytest.raises(RefusedError, match=r"8\.8\.8\.8 is an address of this machine"):
         await policy().addresses("public", "public.test", 5432)
+
+
+async def test_a_connection_that_comes_as_the_execution_ends_is_closed() -> None:
+    ours, theirs = socket.socketpair()
+    proxy = EgressProxy(policy(), "none")
+    proxy.serve(theirs)
+    proxy.close()
+    assert theirs.fileno() == -1
+    ours.close()
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ class EgressProxy:
         self._loop = asyncio.get_running_loop()
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unserved: set[socket.socket] = set()
+        """Those whose task has not begun."""
 
     def listen(self, listener: socket.socket) -> None:
         """Serve what connects to a socket inside the sandbox; the caller closes it after `close`."""
@@ -115,6 +117,8 @@ class EgressProxy:
             self._loop.remove_reader(self._listener.fileno())
         for task in self._tasks:
             task.cancel()
+        for connection in self._unserved:  # a task that is canceled before it begins never does
+            connection.close()
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -125,11 +129,13 @@ class EgressProxy:
         if len(self._tasks) >= MAX_CONNECTIONS:
             connection.close()
             return
+        self._unserved.add(connection)
         task = self._loop.create_task(self._serve(connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, connection: socket.socket) -> None:
+        self._unserved.discard(connection)
         connection.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=connection, limit=HEAD_LIMIT)
         try:
