@@ -1,5 +1,6 @@
 """`sinas agent test` against a running Sinas: what passes, what fails and why, recording, and replay."""
 
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,9 @@ import httpx2
 import pytest
 import yaml
 
+from sinas_server.cli.agent_tests.read import Found
+from sinas_server.cli.agent_tests.run import _Run
+from sinas_server.cli.agent_tests.scenario import Scenario
 from tests.live import Live, sinas
 
 DESK = Path("examples/support-desk").resolve()
@@ -217,6 +221,28 @@ def test_ctrl_c_deletes_the_chats(desk: Live, tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "canceled; the chats are deleted\n")
     assert titles(desk) == []
+
+
+async def test_a_chat_that_is_just_being_made_when_all_is_canceled_is_deleted_too() -> None:
+    asked, answered, seen = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(f"{request.method} {request.url.path}")
+        if request.method == "POST":
+            asked.set()
+            await answered.wait()
+        return httpx2.Response(200, json={"id": "made"})
+
+    scenario = Scenario.model_validate({"name": "One", "agent": "shop/desk", "turns": [{"user": "Hi"}]})
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer), base_url="http://sinas.test") as http:
+        running = asyncio.create_task(_Run(http, Found(Path("one.yaml"), scenario), "live").outcome())
+        await asked.wait()
+        running.cancel()
+        await asyncio.sleep(0)
+        answered.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert seen == ["POST /agents/shop/desk/test-chats", "DELETE /chats/made"]
 
 
 def test_the_scenario_on_the_page_is_one(desk: Live, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ class _Run:
     def __init__(self, http: httpx2.AsyncClient, found: Found, mode: Mode) -> None:
         self._http, self._found, self._mode = http, found, mode
         self._chat = ""
+        self._beginning: asyncio.Task[str] | None = None
         self._broken = False
         """Whether a turn ended otherwise than expected, so that what was recorded is of no use."""
 
@@ -82,7 +83,9 @@ class _Run:
         """Run it, whatever happens delete its chat, and say how it went."""
         since, notes = monotonic(), list[str]()
         try:
-            self._chat = await self._begin()
+            # Whoever cancels while it is being made has it deleted as well.
+            self._beginning = asyncio.ensure_future(self._begin())
+            self._chat = await asyncio.shield(self._beginning)
             problems = await self._turns()
             if self._mode == "record":
                 notes.append(await self._keep())
@@ -182,9 +185,9 @@ class _Run:
         return f"recorded in {file}"
 
     async def _delete(self) -> None:
-        if self._chat:
+        if self._beginning is not None:
             try:
-                await self._request("DELETE", f"/chats/{self._chat}")
+                await self._request("DELETE", f"/chats/{await self._beginning}")
             except ServerError:
                 return  # it expires by itself
 
