@@ -15,7 +15,7 @@ from sinas_server.backends.sandbox import Ending, Sandbox
 from sinas_server.backends.sandbox.config import SandboxConfig
 from sinas_server.catalog import COMMANDS
 from sinas_server.kernel.command import ask, obey
-from sinas_server.kernel.heartbeat import beating
+from sinas_server.kernel.heartbeat import beating, read_heartbeats
 from sinas_server.kernel.runtime import Runtime
 from tests.admin.test_workers import following
 from tests.backends.sandbox.conftest import DRIVERS, task, until
@@ -29,12 +29,19 @@ NAME = "functions-0"
 needs_engine = pytest.mark.skipif(missing_engine() is not None, reason=missing_engine() or "")
 
 
+async def known(runtime: Runtime) -> None:
+    """Until it has given a sign of life."""
+    while runtime.worker_name not in {beat.name for beat in await read_heartbeats(runtime)}:
+        await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def obeying(runtime: Runtime) -> AsyncIterator[None]:
     """A function worker as far as it does what it is told."""
     task = asyncio.create_task(obey(runtime, COMMANDS))
     try:
         async with beating(runtime, "functions"):
+            await known(runtime)
             while not any(answer.error is None for answer in await ask(runtime, "sandboxes.tell", {NAME: {}}, 2)):
                 continue
             yield
@@ -154,6 +161,7 @@ async def test_containers_of_the_platform(deployed: Project, runtime: Runtime, a
     await restarted("api")  # its service, of which there is one container
     process = replace(runtime, worker_name="api-of-the-project")
     async with beating(process, "api"):
+        await known(process)
         unknown = await restart(admin, "api-of-the-project")  # of this very machine
     assert unknown.status_code == 409
 
@@ -163,9 +171,9 @@ async def test_a_process_is_restarted_by_its_container(
     deployed: Project, runtime: Runtime, admin: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: deployed.host(deployed.api))
-    async with beating(replace(runtime, worker_name="api-of-the-project"), "api"):
-        while "api-of-the-project" not in (await admin.http.get("/api/v1/system/health")).text:
-            continue
+    process = replace(runtime, worker_name="api-of-the-project")
+    async with beating(process, "api"):
+        await known(process)
         before = deployed.started_at(deployed.api)
         assert (await restart(admin, "api-of-the-project")).json()["status"] == "restarted"
         assert deployed.started_at(deployed.api) > before
@@ -191,9 +199,9 @@ async def test_containers_of_others_cannot_be_reached(deployed: Project, admin: 
 
 
 async def test_what_runs_in_no_container_is_a_conflict(runtime: Runtime, admin: Person) -> None:
-    async with beating(replace(runtime, worker_name="agents-0"), "agents"):
-        while "agents-0" not in (await admin.http.get("/api/v1/system/health")).text:
-            continue
+    process = replace(runtime, worker_name="agents-0")
+    async with beating(process, "agents"):
+        await known(process)
         for name in ("agents-0", "postgres", "redis"):
             answer = await restart(admin, name)
             assert answer.status_code == 409

@@ -15,11 +15,11 @@ import psycopg
 import redis
 from psycopg.rows import dict_row
 
-from sinas_server.backends.embedded.datadir import free_port
 from sinas_server.backends.embedded.process import parents
 from tests.faults.forks import Forks
 from tests.faults.points import COMMANDS, comm, pids_of
 from tests.faults.points import kill as kill_process
+from tests.live import free_port
 
 ROLES = ("api", "functions", "agents", "scheduler")
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -41,12 +41,16 @@ async def port(app: FastAPI) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def working(
-    runtime: Runtime, name: str = "functions-test", port: int = 8000, memory_bytes: int = 1 << 30
+    runtime: Runtime,
+    name: str = "functions-test",
+    port: int = 8000,
+    memory_bytes: int = 1 << 30,
+    stop_seconds: float = 60.0,
 ) -> AsyncIterator[Worker[Any]]:
     """A function worker with two slots, a sandbox and a shared pool of its own, while the block runs."""
     sandbox = open_sandbox(SandboxConfig(min_size=1, min_idle=1, max_size=12, platform=("127.0.0.1", port)))
     shared = SharedPool(
-        SharedConfig(count=2, platform=("127.0.0.1", port), memory_bytes=memory_bytes, stop_seconds=1.0)
+        SharedConfig(count=2, platform=("127.0.0.1", port), memory_bytes=memory_bytes, stop_seconds=stop_seconds)
     )
     await sandbox.start()
     await shared.start()

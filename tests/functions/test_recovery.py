@@ -106,9 +106,10 @@ async def test_what_kills_its_workers_is_given_up(runtime: Runtime, user: Person
 
 async def test_a_stopping_worker_hands_over(runtime: Runtime, user: Person, declare: Declare) -> None:
     await declare("sleeps", SLEEP)
-    execution_id = await queue(user, "sleeps", {"seconds": 1})
+    execution_id = await queue(user, "sleeps", {"seconds": 600})
     async with working(runtime):
         await until(user, execution_id, "RUNNING")
+    await runtime.database.rows(update(ExecutionRow).values(input_data={"seconds": 0}))
     async with working(runtime, "another"):
         row = await until(user, execution_id, "COMPLETED")
     assert (row["attempt"], row["output_data"]) == (2, "slept")

@@ -12,11 +12,11 @@ from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.settings import Settings
-from tests.functions.conftest import Declare, pool_of, queue, run, until, working
+from tests.functions.conftest import Declare, pool_of, queue, run, working
 from tests.people import Person, make_person
 
 ASK = "def handler(input_data, context):\n    return input('Your name?')\n"
-SLEEP = "import time\ndef handler(input_data, context):\n    time.sleep(60)\n"
+SLEEP = "import time\ndef handler(input_data, context):\n    print('in')\n    time.sleep(60)\n"
 
 
 @pytest.fixture
@@ -164,22 +164,27 @@ async def test_a_loop_is_stopped_at_its_time_limit(admin: Person, share: Declare
         "timeout",
         "Time limit exceeded: 1 seconds (the function's own timeout)",
     )
-    assert [(state.running, state.draining) for state in pool_of(worker).workers()] == [(0, False)], "it goes on"
-
-
-async def test_what_does_not_stop_has_its_worker_replaced(admin: Person, share: Declare, worker: Worker[Any]) -> None:
-    await share("sleeps", SLEEP)
-    await pool_of(worker).scale(1)
-    execution_id = await queue(admin, "sleeps")
-    await until(admin, execution_id, "RUNNING")
-    while not pool_of(worker).workers():
+    while pool_of(worker).workers()[0].running:  # the answer does not wait for the thread's end
         await asyncio.sleep(0.02)
-    [old] = pool_of(worker).workers()
-    assert (await admin.http.post(f"/executions/{execution_id}/cancel")).status_code == 200
-    while [state.pid for state in pool_of(worker).workers()] in ([], [old.pid]) or len(pool_of(worker).workers()) > 1:
-        await asyncio.sleep(0.05)
+    assert [state.draining for state in pool_of(worker).workers()] == [False], "it goes on"
+
+
+async def test_what_does_not_stop_has_its_worker_replaced(
+    admin: Person, share: Declare, runtime: Runtime, port: int
+) -> None:
+    await share("sleeps", SLEEP)
     await share("works", "def handler(input_data, context):\n    return 1\n")
-    assert (await run(admin, "works"))["result"] == 1
+    async with working(runtime, port=port, stop_seconds=1.0) as worker:
+        pool = pool_of(worker)
+        await pool.scale(1)
+        execution_id = await queue(admin, "sleeps")
+        while not (await admin.http.get(f"/executions/{execution_id}/logs")).json()["stdout"]:
+            continue  # what is stopped before it sleeps does stop
+        [old] = pool.workers()
+        assert (await admin.http.post(f"/executions/{execution_id}/cancel")).status_code == 200
+        while [state.pid for state in pool.workers()] in ([], [old.pid]) or len(pool.workers()) > 1:
+            await asyncio.sleep(0.05)
+        assert (await run(admin, "works"))["result"] == 1
 
 
 async def test_what_kills_its_worker_is_given_up(admin: Person, share: Declare, worker: Worker[Any]) -> None:
@@ -194,15 +199,16 @@ async def test_a_worker_that_grows_too_large_is_replaced(
     admin: Person, share: Declare, runtime: Runtime, port: int
 ) -> None:
     await share(
-        "grows", "kept = []\ndef handler(input_data, context):\n    kept.append(b'x' * (300 << 20))\n    return 1\n"
+        "grows",
+        "import os\nkept = []\ndef handler(input_data, context):\n"
+        "    kept.append(b'x' * (300 << 20))\n    return os.getpid()\n",
     )
     async with working(runtime, port=port, memory_bytes=200 << 20) as worker:
         await pool_of(worker).scale(1)
-        assert (await run(admin, "grows"))["result"] == 1
-        [old] = pool_of(worker).workers()
-        while old.pid in [state.pid for state in pool_of(worker).workers()]:
+        old = (await run(admin, "grows"))["result"]
+        while old in [state.pid for state in pool_of(worker).workers()]:
             await asyncio.sleep(0.05)
-        assert (await run(admin, "grows"))["result"] == 1
+        assert (await run(admin, "grows"))["result"] not in (None, old)
 
 
 async def test_threads_and_async_code_print_to_their_execution(

@@ -49,11 +49,16 @@ async def test_an_error_that_nobody_waits_for_any_more_is_none(runtime: Runtime,
     usual = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: heard.append(context))
     database = Database(open_engine(database_url), runtime.database.sealer, runtime.settings)
-    asking = asyncio.create_task(database.rows(text("SELECT pg_sleep(0.2), 1/0")))
-    await asyncio.sleep(0.1)
-    asking.cancel()
-    await asyncio.wait([asking])
-    await database.close()
+    waiting = text("SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+    async with runtime.database.unit() as db:
+        await db.execute(text("SELECT pg_advisory_xact_lock(7)"))
+        asking = asyncio.create_task(database.rows(text("SELECT pg_advisory_xact_lock(7), 1 / (0 * random())")))
+        while not await runtime.database.rows(waiting):
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.wait([asking])
+    await database.close()  # what was asked comes to its end
+    assert asking.cancelled()
     gc.collect()
     loop.set_exception_handler(usual)
     assert heard == []

@@ -15,8 +15,8 @@ from urllib.request import urlopen
 import psycopg
 import redis
 
-from sinas_server.backends.embedded.datadir import free_port
 from sinas_server.backends.embedded.process import descendants
+from tests.live import free_port
 
 PROGRAM = Path(__file__).with_name("stack.py")
 PATIENCE = 60.0  # seconds; only a broken stack needs them

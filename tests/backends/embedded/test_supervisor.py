@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sinas_server.backends.embedded import embedded_servers
-from sinas_server.backends.embedded.datadir import free_port
 from tests.backends.embedded.harness import Stack, alive, eventually
+from tests.live import free_port
 
 Run = Callable[..., Stack]
 

@@ -38,6 +38,7 @@ async def test_the_next_execution_has_the_new_set_and_a_running_one_keeps_its_ow
     assert (await run(own)).ending is Ending.ERROR
     await own.use(package_set(tmp_path, 1))
     assert (await run(own)).result == 1
+    await until(lambda: own.stats().idle == 2, "two wait")
     running = [asyncio.create_task(run(own, LATER)) for _ in range(2)]
     await until(lambda: own.stats().in_use == 2, "both run")
     await own.use(package_set(tmp_path, 2))
@@ -61,20 +62,19 @@ async def test_a_preloaded_package_is_loaded_already(own: Sandbox, tmp_path: Pat
 async def test_many_switches_under_load_lose_no_execution(own: Sandbox, tmp_path: Path) -> None:
     sets = [package_set(tmp_path, number) for number in (5, 6)]
     await own.use(sets[0])
-    stop = asyncio.Event()
+    stop, seen = asyncio.Event(), list[object]()
 
-    async def call() -> set[object]:
-        seen: set[object] = set()
+    async def call() -> None:
         while not stop.is_set():
-            seen.add((await run(own)).result)
-        return seen
+            seen.append((await run(own)).result)
 
     callers = [asyncio.create_task(call()) for _ in range(3)]
-    for number in range(4):
-        await own.use(sets[(number + 1) % 2])
-        await asyncio.sleep(0.1)
+    for version in (6, 5, 6, 5):
+        await own.use(sets[version - 5])
+        await until(lambda: seen[-3:] == [version] * 3, f"all see {version}")  # noqa: B023 - awaited here
     stop.set()
-    assert set().union(*await asyncio.gather(*callers)) == {5, 6}
+    await asyncio.gather(*callers)
+    assert set(seen) == {5, 6}
 
 
 async def test_the_zygote_of_an_old_set_goes_away(tmp_path: Path) -> None:
