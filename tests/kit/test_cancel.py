@@ -20,7 +20,6 @@ async def test_a_second_cancel_does_not_cut_it_off() -> None:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             await to_the_end(clean_up())
-            said.append("stops")
             raise
 
     task = asyncio.create_task(work())
@@ -31,7 +30,29 @@ async def test_a_second_cancel_does_not_cut_it_off() -> None:
     may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert said == ["cleaned up", "stops"]
+    assert said == ["cleaned up"]
+
+
+async def test_a_cancel_meanwhile_is_not_swallowed() -> None:
+    """Whoever cancels a task waits for its end."""
+    may_end, has_begun, said = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def tidy_up() -> None:
+        has_begun.set()
+        await may_end.wait()
+        said.append("tidied up")
+
+    async def work() -> None:
+        await to_the_end(tidy_up())
+        said.append("goes on")
+
+    task = asyncio.create_task(work())
+    await has_begun.wait()
+    task.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert said == ["tidied up"]
 
 
 async def test_what_it_raises_is_raised() -> None:

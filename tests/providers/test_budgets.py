@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from datetime import timedelta
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 from redis.exceptions import ConnectionError as RedisDown
@@ -11,14 +12,16 @@ from sqlalchemy import func, select, update
 
 from sinas_server.chats.tables import TurnRow
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.providers import retention
+from sinas_server.providers import admit, retention
 from sinas_server.providers.retention import USAGE_LOOP, purge_usage
 from sinas_server.providers.tables import BudgetRow, SpendingRow, UsageRow
 from tests.chats.conftest import get_chat, open_chat, working
 from tests.fakes.llm_server import Call, FakeLLM, Reply
+from tests.functions.conftest import port as port_of_functions
 from tests.people import Person, make_key, make_person
 from tests.providers.conftest import Ask, Json, Provide
 
+port = port_of_functions
 TOLD = Reply(text="Hi.", prompt_tokens=60, completion_tokens=40)
 ASKED: Json = {"model": "main/fake-large", "messages": [{"role": "user", "content": "Hi"}]}
 URL = "/adapters/openai/v1/chat/completions"
@@ -200,6 +203,57 @@ async def test_two_calls_at_the_limit(provide: Provide, fake: FakeLLM, admin: Pe
     third = await admin.http.post(URL, json=ASKED)
     assert (third.status_code, "used up" in third.text) == (429, True)
     assert await runtime.redis.keys("sinas:budget:*") == [], "nothing stays held"
+
+
+async def test_what_a_stream_holds_is_given_back_when_its_reader_leaves(
+    provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_back = admit._give_back
+
+    async def slowly(*given: object) -> None:
+        await asyncio.sleep(0.05)  # as over a connection that has to be made; who has left is canceled at every wait
+        await give_back(*given)  # type: ignore[arg-type]  # what it is given
+
+    monkeypatch.setattr(admit, "_give_back", slowly)
+    await provide("main")
+    await limit(admin, "mine", subject=admin.email, max_tokens=1000)
+    fake.default = Reply(text="word " * 100, chunks=10, hold_after=8)
+    headers = {"Authorization": f"Bearer {admin.token}"}
+    async with (
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60, verify=False) as client,
+        client.stream("POST", URL, json={**ASKED, "stream": True}) as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if "word" in line:
+                break
+    async with asyncio.timeout(30):
+        while not (spent := await runtime.database.read(select(UsageRow.estimated, UsageRow.completion_tokens))):
+            await asyncio.sleep(0.02)
+        while await runtime.redis.keys("sinas:budget:*"):
+            await asyncio.sleep(0.02)
+    assert spent[0].estimated
+    assert spent[0].completion_tokens > 0
+
+
+async def test_nothing_stays_held_by_who_is_stopped_just_then(
+    provide: Provide, admin: Person, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await provide("main")
+    await limit(admin, "mine", subject=admin.email)
+    evaluate, is_held = runtime.redis.eval, asyncio.Event()
+
+    async def without_answer(*arguments: str) -> None:
+        await evaluate(*arguments)  # type: ignore[arg-type]  # of a script, its keys and arguments
+        is_held.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(runtime.redis, "eval", without_answer)
+    asking = asyncio.create_task(admin.http.post(URL, json=ASKED))
+    await is_held.wait()
+    assert len(await runtime.redis.keys("sinas:budget:*")) == 1
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert await runtime.redis.keys("sinas:budget:*") == []
 
 
 async def test_a_turn_waits_for_what_is_only_held(agent: Ask, fake: FakeLLM, admin: Person, runtime: Runtime) -> None:

@@ -1,16 +1,21 @@
 """What models are asked is recorded once per call, priced, and shown to whoever may see it."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Literal
 
 import pytest
 from sqlalchemy import select
 
-from sinas_server.backends.llm import ProviderConfig, Usage
+from sinas_server.backends.llm import Event, ModelRequest, ProviderConfig, Usage
+from sinas_server.chats.ask import ask
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.openai_adapter import provider_answer
 from sinas_server.providers.prices import cost_of
 from sinas_server.providers.tables import UsageRow
 from tests.chats.conftest import open_chat, working
+from tests.chats.test_stop import channel_of, has_text
 from tests.fakes.llm_server import Call, FakeLLM, Reply
 from tests.people import Person, make_key
 from tests.providers.conftest import Ask, Json, Provide
@@ -111,9 +116,7 @@ async def test_who_stops_an_answer_pays_for_what_was_said(
         asking = asyncio.create_task(
             user.http.post(f"/chats/{chat_id}/messages", json={"content": "Hello" * 40}, timeout=60)
         )
-        while not (fake.requests and fake.requests[0].held):
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.2)
+        await has_text(runtime, await channel_of(user, chat_id))
         assert (await user.http.post(f"/chats/{chat_id}/stop")).json() == {"status": "stopped", "withdrawn": 0}
         await asking
     totals = (await usage(admin))["totals"]
@@ -123,14 +126,24 @@ async def test_who_stops_an_answer_pays_for_what_was_said(
 
 
 async def test_who_leaves_a_direct_answer_pays_for_what_was_said(
-    provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime
+    provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await provide("main")
     fake.default = Reply(text="word " * 100, chunks=10, hold_after=8)
     body = {"model": "main/fake-large", "messages": [{"role": "user", "content": "Hi"}]}
+    has_heard = asyncio.Event()
+
+    async def heard(
+        runtime: Runtime, config: ProviderConfig, request: ModelRequest
+    ) -> AsyncGenerator[list[Event], None]:
+        async with aclosing(ask(runtime, config, request)) as groups:
+            async for group in groups:
+                yield group
+                has_heard.set()  # of the group before, now that more is wanted
+
+    monkeypatch.setattr(provider_answer, "ask", heard)
     asking = asyncio.create_task(admin.http.post("/adapters/openai/v1/chat/completions", json=body, timeout=60))
-    while not (fake.requests and fake.requests[0].held):
-        await asyncio.sleep(0.02)
+    await has_heard.wait()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     rows = await runtime.database.read(select(UsageRow.estimated, UsageRow.completion_tokens))

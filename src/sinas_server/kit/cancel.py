@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
 
 
 async def to_the_end(work: Coroutine[object, object, None]) -> None:
-    """Do what must be done when the current task is canceled, even if it is canceled again meanwhile."""
+    """Do what must be done, even if the current task is canceled meanwhile; that is raised afterwards."""
     task = asyncio.ensure_future(work)
+    canceled: asyncio.CancelledError | None = None
     while not task.done():
-        with suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            canceled = error
     task.result()
+    if canceled is not None:
+        raise canceled

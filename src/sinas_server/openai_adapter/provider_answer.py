@@ -3,7 +3,7 @@
 from contextlib import aclosing
 from dataclasses import replace
 
-from anyio import move_on_after
+from anyio import CancelScope, move_on_after
 from pydantic import JsonValue
 
 from sinas_server.backends.llm import (
@@ -118,7 +118,8 @@ async def provider_answer(runtime: Runtime, caller: Caller, provider: Resolved, 
                         yield list[Piece](pieces)
                     for answer in (event for event in group if isinstance(event, Answer)):
                         call = replace(call, usage=answer.usage, estimated=False)
-                        await record_now(runtime.database, call)
+                        with CancelScope(shield=True):  # who leaves in this moment has been answered
+                            await record_now(runtime.database, call)
                         yield [Final(answer)]
         except ProviderError as error:
             call = replace(call, usage=Usage(), failed=True, estimated=False)

@@ -22,6 +22,7 @@ from sinas_server.backends.llm import AssistantMessage, Message, ModelRequest, T
 from sinas_server.kernel.errors import TooManyRequestsError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Database
+from sinas_server.kit.cancel import to_the_end
 from sinas_server.kit.clock import now
 from sinas_server.providers.prices import cost_of
 from sinas_server.providers.resolve import Resolved
@@ -175,6 +176,8 @@ return 0
 then gives the number of that one, else 0."""
 UNLIMITED = 10**15
 LOOK_SECONDS = 0.5
+REDIS_SECONDS = 5.0
+"""How long Redis may take to answer; nobody is kept from asking, or from stopping, by one that hangs."""
 
 
 @asynccontextmanager
@@ -192,8 +195,8 @@ async def within_budgets(
     try:
         yield
     finally:
-        if limits:
-            await _give_back(runtime, limits, member)
+        if limits:  # also while a request is being torn down, where every wait is canceled
+            await to_the_end(_give_back(runtime, limits, member))
 
 
 async def _admitted(runtime: Runtime, payer: Payer, member: str, patience_seconds: float) -> list[Quota]:
@@ -221,7 +224,11 @@ async def _hold(runtime: Runtime, limits: Sequence[Quota], member: str) -> Quota
         left.append(str(UNLIMITED if quota.max_usd is None else quota.max_usd - quota.cost_usd))
     keys = [_key(quota) for quota in limits]
     try:
-        full = cast(int, await runtime.redis.eval(_HOLD, len(keys), *keys, str(HELD_SECONDS), member, *left))
+        async with asyncio.timeout(REDIS_SECONDS):
+            full = cast(int, await runtime.redis.eval(_HOLD, len(keys), *keys, str(HELD_SECONDS), member, *left))
+    except asyncio.CancelledError:  # it may be held already
+        await to_the_end(_give_back(runtime, limits, member))
+        raise
     except (RedisError, OSError) as error:
         log.warning("budgets do not count what is running now: Redis does not answer", error=str(error))
         return None
@@ -230,7 +237,7 @@ async def _hold(runtime: Runtime, limits: Sequence[Quota], member: str) -> Quota
 
 async def _give_back(runtime: Runtime, limits: Sequence[Quota], member: str) -> None:
     try:
-        async with runtime.redis.pipeline(transaction=False) as pipe:
+        async with asyncio.timeout(REDIS_SECONDS), runtime.redis.pipeline(transaction=False) as pipe:
             for quota in limits:
                 pipe.zrem(_key(quota), member)
             await pipe.execute()
