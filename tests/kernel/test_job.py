@@ -4,9 +4,12 @@ import asyncio
 import dataclasses
 from datetime import timedelta
 
+import psycopg
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import func, text, update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from sinas_server.kernel import job
 from sinas_server.kernel.job import Claim, InterruptedWorkError, Worker, wake
@@ -167,6 +170,77 @@ async def test_interrupted_work_is_given_back(scene: Scene) -> None:
         await scene.until(lambda: scene.ended == ["row"])
     row = await scene.row("row")
     assert (row.attempt, row.error, scene.interrupted) == (2, None, ["row"])
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        OperationalError("COMMIT", None, psycopg.errors.DeadlockDetected()),
+        OperationalError("connect", None, psycopg.errors.TooManyConnections()),
+        PoolTimeoutError("no connection is free"),
+    ],
+    ids=["deadlock", "too many connections", "pool"],
+)
+async def test_work_that_finds_the_database_busy_is_given_back(scene: Scene, trouble: Exception) -> None:
+    """The same may well succeed in a moment: that is no reason to end it for good."""
+
+    async def busy() -> None:
+        raise trouble
+
+    scene.troubles["row"] = busy
+    await scene.add("row")
+    async with scene.worker():
+        await scene.until(lambda: scene.ended == ["row"])
+    row = await scene.row("row")
+    assert (row.attempt, row.error, scene.interrupted) == (2, None, ["row"])
+
+
+async def test_looks_without_a_free_slot_give_the_background_no_turn(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fourth row comes from the background, however often the worker looks for nested ones meanwhile."""
+    claim, looks = Worker._claim, 0
+
+    async def counted(self: Worker[WorkRow], most: int) -> list[Claim[WorkRow]]:
+        nonlocal looks
+        claims = await claim(self, most)
+        looks += 1
+        return claims
+
+    async def looked() -> None:
+        before = looks
+        await wake(scene.runtime, QUEUE, 1)
+        await scene.until(lambda: looks > before)
+
+    monkeypatch.setattr(Worker, "_claim", counted)
+    names = [f"{sort} {number}" for number in range(4) for sort in ("asked", "background")]
+    for name in names:
+        scene.troubles[name] = looked
+        await scene.add(name, wakes=False, background=name.startswith("background"))
+    async with scene.worker(slots=1):
+        await scene.until(lambda: len(scene.ended) == len(names))
+    assert scene.ended[:5] == ["asked 0", "asked 1", "asked 2", "background 0", "asked 3"]
+
+
+async def test_a_slot_that_gets_free_while_it_finds_out_what_it_holds_is_one_slot(scene: Scene) -> None:
+    """As after a restart of the database, whose last answer was lost."""
+    names = ["first", *(f"row-{number}" for number in range(5))]
+    door = scene.hold("first")
+    for name in names:
+        await scene.add(name, wakes=False)
+    async with scene.worker(slots=1) as worker:
+        await scene.until(lambda: "first" in scene.now)
+
+        async def meanwhile() -> bool:
+            door.set()
+            await scene.until(lambda: not worker.running)
+            return True
+
+        object.__setattr__(worker, "_release_own", meanwhile)
+        object.__setattr__(worker, "_unsure", True)
+        await wake(scene.runtime, QUEUE, 1)
+        await scene.until(lambda: len(scene.ended) == len(names))
+    assert scene.most == 1
 
 
 async def test_a_failure_is_stored(scene: Scene) -> None:

@@ -88,9 +88,10 @@ class Scene:
             update(WorkRow).where(WorkRow.id == claim.row.id).values(status="FAILED", error=error)
         )
 
-    async def add(self, name: str, *, depth: int = 0, wakes: bool = True) -> UUID:
+    async def add(self, name: str, *, depth: int = 0, wakes: bool = True, background: bool = False) -> UUID:
         """A row that is due."""
-        statement = insert(WorkRow).values(name=name, depth=depth, run_at=func.clock_timestamp()).returning(WorkRow.id)
+        values = {"name": name, "depth": depth, "background": background, "run_at": func.clock_timestamp()}
+        statement = insert(WorkRow).values(values).returning(WorkRow.id)
         row_id: UUID = (await self.runtime.database.rows(statement))[0].id
         if wakes:
             await wake(self.runtime, QUEUE, depth)

@@ -1,4 +1,4 @@
-"""Doing what must be done although the database is away for a while."""
+"""Doing what must be done although the database is away or busy for a while."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,14 +7,14 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from sinas_server.backends.db import is_lost
+from sinas_server.backends.db import is_passing
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
 async def patiently(step: Callable[[], Awaitable[T]]) -> T:
-    """A step of ours, repeated while the database is away: an execution must not be lost by its restart.
+    """A step of ours, repeated while the database is away or busy: an execution must not be lost by that.
 
     It ends at the latest when the worker finds that the row is no longer its own, and cancels.
     """
@@ -23,7 +23,7 @@ async def patiently(step: Callable[[], Awaitable[T]]) -> T:
         try:
             return await step()
         except SQLAlchemyError as error:
-            if not is_lost(error):
+            if not is_passing(error):
                 raise
             log.warning("waiting for the database", error=str(error).partition("\n")[0])
             await asyncio.sleep(pause)

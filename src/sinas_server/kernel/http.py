@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sinas_server.backends.db import is_busy, is_lost
+from sinas_server.backends.db import is_passing
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import SinasError, UnavailableError
 from sinas_server.kernel.runtime import Credentials, Runtime
@@ -159,7 +159,7 @@ def _http_error(request: Request, error: Exception) -> Problem:
 def _database_error(request: Request, error: Exception) -> Problem:
     if isinstance(error, DataError):
         return Problem(422, {"detail": "a value is out of the range that can be stored", "code": "invalid"})
-    if is_lost(error) or is_busy(error):
+    if is_passing(error):
         busy = UnavailableError("the database is not available; try again", {"Retry-After": "1"})
         return _sinas_error(request, busy)
     return _unexpected(request, error)

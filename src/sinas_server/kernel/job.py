@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from sinas_server.backends.db import is_lost
+from sinas_server.backends.db import is_lost, is_passing
 from sinas_server.backends.db.direct import constant
 from sinas_server.kernel.heartbeat import Load, PoolStats
 from sinas_server.kernel.runtime import Runtime
@@ -228,13 +228,13 @@ class Worker(Generic[R]):
 
     async def _claim_and_start(self) -> bool:
         """Start what is due; whether there may be more that this worker has room for."""
+        if self._unsure:
+            self._unsure = not await self._release_own()
         most = self._free() or MAX_NESTED - len(self._nested)
         self._may_be_more = self._may_be_more or most <= 0
         if most <= 0:
             return False
         has_slots = bool(self._free())
-        if self._unsure:
-            self._unsure = not await self._release_own()
         try:
             async with self._claiming:
                 claims = await self._claim(most)
@@ -258,7 +258,8 @@ class Worker(Generic[R]):
             self.running[row_id] = asyncio.create_task(self._run_one(row_id, claim))
 
     async def _claim(self, most: int) -> list[Claim[R]]:
-        self._looks += 1
+        has_slots = bool(self._free())
+        self._looks += has_slots  # others look for what is nested only
         parameters = {
             "most": most,
             "background_first": self._looks % BACKGROUND_SHARE == 0,
@@ -267,7 +268,7 @@ class Worker(Generic[R]):
             "worker_name": self.runtime.worker_name,
             **self.job.parameters(self.runtime),
         }
-        statement = self._claim_any if self._free() else self._claim_nested
+        statement = self._claim_any if has_slots else self._claim_nested
         return [self._claimed(row._asdict()) for row in await self.runtime.database.direct(statement, parameters)]
 
     def _claimed(self, values: dict[str, Any]) -> Claim[R]:
@@ -293,8 +294,8 @@ class Worker(Generic[R]):
                 self._woken.set()
 
     async def _failed(self, row_id: UUID, claim: Claim[R], error: Exception) -> None:
-        if is_lost(error):
-            log.warning("work lost a server, will be resumed", queue=self.job.queue, id=str(row_id), error=str(error))
+        if is_passing(error):
+            log.warning("work cannot go on, will be resumed", queue=self.job.queue, id=str(row_id), error=str(error))
             await self._expire_lease(row_id)
             return
         log.error("work failed unexpectedly", queue=self.job.queue, id=str(row_id), exc_info=error)

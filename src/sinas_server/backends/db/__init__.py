@@ -74,3 +74,8 @@ def is_busy(error: BaseException) -> bool:
         isinstance(error, DBAPIError)
         and getattr(error.orig, "sqlstate", None) in ("53300", "40001", "40P01", "55P03", "57014")
     )
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether what failed can be done a little later: the server went away, or is busy."""
+    return is_lost(error) or is_busy(error)
