@@ -1,21 +1,29 @@
 """API keys: shown once, stored hashed, never more than their creator, gone at once."""
 
+import asyncio
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import httpx2
 import pytest
+from pydantic import JsonValue
 from sqlalchemy import select, update
 
+from sinas_server.identity import api_keys
 from sinas_server.identity.key_uses import write_key_uses
 from sinas_server.identity.tables import ApiKeyRow, UserRow
+from sinas_server.kernel.access import Caller
+from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import AuditRow
+from sinas_server.kernel.unit import Db
 from sinas_server.kit.clock import now
 from tests.identity.conftest import KeyClient
+from tests.identity.waiting import waits_or_ends
 from tests.people import Person, make_key
 
 KEYS = "/api/v1/api-keys"
+Json = dict[str, JsonValue]
 
 
 async def test_a_key_is_shown_once_and_stored_hashed(
@@ -89,6 +97,30 @@ async def test_revoking_takes_effect_at_once_with_what_was_made_from_the_key(
     kept = (await user.http.get(f"{KEYS}/{parent_id}")).json()
     assert kept["is_active"] is False and kept["revoked_at"]
     assert (await user.http.delete(f"{KEYS}/{parent_id}")).status_code == 204, "revoking again is no error"
+
+
+async def test_a_key_that_is_being_made_with_one_that_is_being_revoked_is_revoked_too(
+    user: Person, runtime: Runtime, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_made, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(db: Db, caller: Caller, action: str, target: tuple[str, str], detail: Json | None = None) -> None:
+        if action == "create":
+            is_made.set()
+            await goes_on.wait()
+        await audit(db, caller, action, target, detail)
+
+    monkeypatch.setattr(api_keys, "audit", slowly)
+    parent = await make_key(runtime, user.id, "sinas.api_keys.create:own")
+    [shown] = (await user.http.get(KEYS)).json()
+    making = asyncio.create_task(client.post(KEYS, headers={"X-API-Key": parent}, json={"name": "child"}))
+    await is_made.wait()
+    revoking = asyncio.create_task(user.http.delete(f"{KEYS}/{shown['id']}"))
+    await waits_or_ends(runtime, revoking)
+    goes_on.set()
+    assert (await revoking).status_code == 204
+    child = (await making).json()["key"]
+    assert (await client.get("/auth/me", headers={"X-API-Key": child})).status_code == 401
 
 
 async def test_a_child_does_not_outlive_its_parent(user: Person, client: httpx2.AsyncClient) -> None:

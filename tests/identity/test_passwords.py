@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
 
+from sinas_server.identity import passwords
 from sinas_server.identity.tables import OtpSessionRow, PasswordRow, UserRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import AuditRow
@@ -303,6 +304,23 @@ async def test_logging_in_races_with_being_deactivated(
     if answers[0].status_code == 200:
         headers = {"Authorization": f"Bearer {answers[0].json()['access_token']}"}
         assert (await client.get("/auth/me", headers=headers)).status_code == 401
+
+
+@password_mode
+async def test_a_password_that_is_changed_while_it_is_being_checked_begins_no_session(
+    known: Person, admin: Person, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = passwords.check
+
+    async def slowly(runtime: Runtime, email: str, password: str) -> passwords.Checked:
+        found = await check(runtime, email, password)
+        assert (await admin.http.put(password_of(known), json={"new_password": OTHER})).status_code == 204
+        return found
+
+    monkeypatch.setattr(passwords, "check", slowly)
+    answer = await log_in(client, known.email, SECRET)
+    assert (answer.status_code, answer.json()["detail"]) == (400, WRONG)
+    assert (await admin.http.get(f"/api/v1/users/{known.id}/sessions")).json() == []
 
 
 @password_mode

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import func, select, update
 
 from sinas_server.identity.guard import require_all, require_on
+from sinas_server.identity.resolve import INVALID
 from sinas_server.identity.tables import ApiKeyRow, UserRow
 from sinas_server.identity.tokens import new_api_key
 from sinas_server.kernel.access import Caller, OwnedColumns, check_key
-from sinas_server.kernel.errors import InvalidError, NotFoundError
+from sinas_server.kernel.errors import InvalidError, NotFoundError, UnauthorizedError
 from sinas_server.kernel.http import MAX_INT, CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.unit import Db
@@ -106,8 +107,12 @@ async def _within_parent(db: Db, caller: Caller, expires_at: datetime | None) ->
     """The expiry asked for, but no later than that of the key which makes the new one."""
     if caller.api_key is None:
         return expires_at
-    parent = (await db.execute(select(ApiKeyRow.expires_at).where(ApiKeyRow.id == caller.api_key))).scalar_one()
-    return min((at for at in (expires_at, parent) if at is not None), default=None)
+    parent = select(ApiKeyRow.expires_at).where(ApiKeyRow.id == caller.api_key, ApiKeyRow.is_active)
+    # Locked, so that whoever revokes it finds the new one.
+    row = (await db.execute(parent.with_for_update(read=True))).one_or_none()
+    if row is None:
+        raise UnauthorizedError(INVALID)
+    return min((at for at in (expires_at, row.expires_at) if at is not None), default=None)
 
 
 @api_keys_router.get("", summary="List API keys")
@@ -136,12 +141,15 @@ async def revoke(key_id: KeyId, db: CurrentDb, caller: CurrentCaller) -> None:
     key = await _found(db, caller, key_id, "delete")
     family = select(ApiKeyRow.id).where(ApiKeyRow.id == key_id).cte("family", recursive=True)
     family = family.union_all(select(ApiKeyRow.id).join(family, ApiKeyRow.parent_id == family.c.id))
-    await db.execute(
+    gone = (
         update(ApiKeyRow)
         .where(ApiKeyRow.id.in_(select(family.c.id)), ApiKeyRow.is_active)
         .values(is_active=False, revoked_at=func.now())
+        .returning(ApiKeyRow.id)
         .execution_options(synchronize_session=False)
     )
+    while (await db.execute(gone)).all():  # again: one may have been made while it waited for whoever made it
+        pass
     await audit(db, caller, "revoke", ("api_key", key.name), {"id": str(key_id)})
 
 

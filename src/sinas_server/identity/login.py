@@ -103,8 +103,11 @@ async def _enter(db: Db, runtime: Runtime, email: str) -> UUID:
         raise BadRequestError(WRONG_CODE)
     new = upsert(UserRow).values(email=email).on_conflict_do_nothing().returning(UserRow.id)
     user_id = (await db.execute(new)).scalar_one_or_none()
-    if user_id is None:  # the user exists and is deactivated
-        raise BadRequestError(WRONG_CODE)
+    if user_id is None:  # the user is deactivated, or was made by another login just now
+        user_id = (await db.execute(known)).scalar_one_or_none()
+        if user_id is None:
+            raise BadRequestError(WRONG_CODE)
+        return user_id
     await join_first_roles(db, user_id, email)
     await audit(db, None, "sign_up", ("user", email))
     return user_id

@@ -133,8 +133,7 @@ async def enter(db: Db, runtime: Runtime, claims: Claims) -> UUID:
     provider, subject = provider_of(runtime).issuer, str(claims["sub"])
     if len(subject) > MAX_ID or not subject.isprintable():
         raise BadRequestError(WRONG_TOKEN)
-    linked = (UserRow.external_auth_provider == provider) & (UserRow.external_auth_id == subject)
-    user = (await db.execute(select(UserRow).where(linked).with_for_update())).scalar_one_or_none()
+    user = await _linked(db, provider, subject)
     is_new = False
     if user is None:
         email = _verified_address(claims)
@@ -146,6 +145,12 @@ async def enter(db: Db, runtime: Runtime, claims: Claims) -> UUID:
     if is_new and not has_role:
         await join_first_roles(db, user.id, user.email)
     return user.id
+
+
+async def _linked(db: Db, provider: str, subject: str) -> UserRow | None:
+    """The user known by the provider's id, locked."""
+    known = (UserRow.external_auth_provider == provider) & (UserRow.external_auth_id == subject)
+    return await db.scalar(select(UserRow).where(known).with_for_update())
 
 
 def _verified_address(claims: Claims) -> str:
@@ -174,7 +179,10 @@ async def _link(db: Db, email: str, provider: str, subject: str) -> UserRow:
     free = update(UserRow).where(UserRow.email == email, UserRow.external_auth_id.is_(None), UserRow.is_active)
     user = (await db.execute(free.values(values).returning(UserRow))).scalar_one_or_none()
     if user is None:
-        raise ForbiddenError(NO_ACCOUNT)
+        user = await _linked(db, provider, subject)  # by another login of theirs, just now
+        if user is None:
+            raise ForbiddenError(NO_ACCOUNT)
+        return user
     await audit(db, None, "link", ("user", email), {"provider": provider, "id": subject})
     return user
 

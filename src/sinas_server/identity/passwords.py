@@ -1,6 +1,8 @@
 """Passwords, where `AUTH_MODE` has them: checked, set, and known to nobody."""
 
 import asyncio
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import func, select, update
@@ -33,35 +35,47 @@ async def new_hash(runtime: Runtime, password: str, field: str) -> str:
     return await asyncio.to_thread(hash_password, password)
 
 
-async def check(runtime: Runtime, email: str, password: str) -> UUID:
-    """The id of the active user with this address and password.
+@dataclass(frozen=True)
+class Checked:
+    """Whose password it is, and since when."""
+
+    user_id: UUID
+    changed_at: datetime
+
+
+async def check(runtime: Runtime, email: str, password: str) -> Checked:
+    """The active user with this address and password.
 
     Raises `BadRequestError` otherwise, which takes as long whether the address is known or has a password or not.
     """
     rows = await runtime.database.read(
-        select(UserRow.id, PasswordRow.hash)
+        select(UserRow.id, PasswordRow.hash, PasswordRow.changed_at)
         .join_from(PasswordRow, UserRow)
         .where(UserRow.email == email, UserRow.is_active)
     )
     stored = str(rows[0].hash) if rows else None
     if not await asyncio.to_thread(matches, stored, password) or stored is None:
         raise BadRequestError(WRONG_PASSWORD)
-    user_id: UUID = rows[0].id
+    found = Checked(rows[0].id, rows[0].changed_at)
     if is_outdated(stored):
         fresh = await asyncio.to_thread(hash_password, password)
-        same = update(PasswordRow).where(PasswordRow.user_id == user_id, PasswordRow.hash == stored)
+        same = update(PasswordRow).where(PasswordRow.user_id == found.user_id, PasswordRow.hash == stored)
         await runtime.database.rows(same.values(hash=fresh))
-    return user_id
+    return found
 
 
 async def log_in(runtime: Runtime, email: str, password: str, client: Client) -> Session:
     """Begin a session with a password. Raises `BadRequestError` for a wrong one or an unknown address."""
-    user_id = await check(runtime, email, password)
+    found = await check(runtime, email, password)
     async with runtime.database.unit() as db:
-        active = select(UserRow.id).where(UserRow.id == user_id, UserRow.is_active).with_for_update()
-        if (await db.execute(active)).first() is None:  # deactivated while the password was being checked
-            raise BadRequestError(WRONG_PASSWORD)
-        begun = await begin(db, runtime, user_id, client)
+        active = select(UserRow.id).where(UserRow.id == found.user_id, UserRow.is_active)
+        same = select(PasswordRow.user_id).where(
+            PasswordRow.user_id == found.user_id, PasswordRow.changed_at == found.changed_at
+        )
+        for still in (active, same):  # neither deactivated nor changed while the password was being checked
+            if (await db.execute(still.with_for_update())).first() is None:
+                raise BadRequestError(WRONG_PASSWORD)
+        begun = await begin(db, runtime, found.user_id, client)
     return await complete(runtime, begun)
 
 
