@@ -1,5 +1,6 @@
 """Responses through the official SDK: whole, streamed, and gone on from."""
 
+import asyncio
 import json
 from datetime import timedelta
 from typing import Any
@@ -140,6 +141,25 @@ async def test_an_agent_goes_on_in_its_chat(declare: Declare, sdk: AsyncOpenAI, 
     assert branch.sinas["chat_id"] != chat_id, "the chat has gone on since"
     said = [message["content"] for message in (await get_chat(user, branch.sinas["chat_id"]))["messages"]]
     assert said == ["Hello", "Hello, I am the agent.", "Something else", "Hello, I am the agent."]
+
+
+async def test_what_goes_on_from_the_same_place_at_once_does_not_meet(
+    declare: Declare, sdk: AsyncOpenAI, user: Person, worker: None
+) -> None:
+    await declare("helper")
+    first: Any = await sdk.responses.create(model="agent:default/helper", input="Hello")
+    others: Any = await asyncio.gather(
+        *(
+            sdk.responses.create(model="agent:default/helper", input=f"Then {n}?", previous_response_id=first.id)
+            for n in range(4)
+        )
+    )
+    chats = [other.sinas["chat_id"] for other in others]
+    assert len(set(chats)) == 4
+    assert first.sinas["chat_id"] in chats
+    for n, chat_id in enumerate(chats):
+        said = [message["content"] for message in (await get_chat(user, chat_id))["messages"]]
+        assert said == ["Hello", "Hello, I am the agent.", f"Then {n}?", "Hello, I am the agent."]
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,17 @@ from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.llm import Answer, TextDelta, Usage
 from sinas_server.backends.stream import START, StreamEvent
 from sinas_server.chats.attachments import accept, attach
-from sinas_server.chats.chat import Wanted, create_chat, may_talk
+from sinas_server.chats.chat import Wanted, create_chat, may_talk, own_chat
 from sinas_server.chats.content import Kept
 from sinas_server.chats.events import payload
 from sinas_server.chats.follow import happenings
-from sinas_server.chats.record import read_turn
+from sinas_server.chats.record import last_turn, read_turn
 from sinas_server.chats.send import TurnFailedError
 from sinas_server.chats.start import Asked, Said, Started, say_now, start_turn
 from sinas_server.chats.tables import MessageRow
 from sinas_server.chats.talk import read_talk
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import InvalidError, Location, NotFoundError
+from sinas_server.kernel.errors import ConflictError, InvalidError, Location, NotFoundError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.openai_adapter.errors import ParameterError
@@ -36,22 +36,44 @@ KEPT_SECONDS = 24 * 3600
 HEADER = "X-Chat-ID"
 
 
+class GoneOnError(ConflictError):
+    """Something else was said in the chat since, or it is gone."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """The chat in which an agent is to answer."""
+
+    chat_id: str
+    after: UUID | None = None
+    """The turn that must be its last."""
+
+
 async def start_agent(
-    runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], body: ChatCompletionRequest, chat_id: str | None
+    runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], body: ChatCompletionRequest, where: Where | None
 ) -> Started:
     """Have the agent answer the last message, in the chat named or in one made of the messages before it.
 
-    The new chat is archived and is deleted after a day. Raises 400, 404 and 422 naming what is wrong.
+    The new chat is archived and is deleted after a day. Raises 400, 404 and 422 naming what is wrong, and
+    `GoneOnError`.
     """
     _refuse_what_agents_do_themselves(body)
     last: Location = body.messages[-1].place(len(body.messages) - 1) if body.messages else ("body", "messages")
     if not body.messages or body.messages[-1].role != "user":
         raise ParameterError(str(last[1]), "the last message must be the user's: it is what the agent answers")
     content = content_of(body.messages[-1], last)
-    if chat_id is not None:
-        found = await _chat_of(runtime, caller, agent, chat_id)
+    if where is not None:
+        found = await _chat_of(runtime, caller, agent, where)
         asked = Asked(content, (*last, "content"), when_busy=body.when_busy)
-        return await say_now(runtime, caller, found, asked)
+        if where.after is None:
+            return await say_now(runtime, caller, found, asked)
+        kept = await accept(runtime, caller, agent, content, asked.at)
+        async with runtime.database.unit() as db:
+            chat = await own_chat(db, caller, found)
+            turn = await last_turn(db, chat)
+            if turn is None or turn.id != where.after:
+                raise GoneOnError("something else was said in this chat since")
+            return await start_turn(db, runtime, caller, chat, Said(kept))
     earlier = [await _earlier(runtime, caller, agent, body, index) for index in range(len(body.messages) - 1)]
     said = Said(await accept(runtime, caller, agent, content, (*last, "content")))
     wanted = Wanted(input=body.input or {}, expires_in=KEPT_SECONDS, archived=True)
@@ -74,12 +96,14 @@ def _refuse_what_agents_do_themselves(body: ChatCompletionRequest) -> None:
         raise ParameterError("response_format", "an agent answers by its own output_schema")
 
 
-async def _chat_of(runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], chat_id: str) -> UUID:
+async def _chat_of(runtime: Runtime, caller: Caller, agent: Resource[AgentSpec], where: Where) -> UUID:
     try:
-        known = UUID(chat_id)
+        known = UUID(where.chat_id)
     except ValueError as error:
         raise InvalidError([(("header", HEADER), "must be the id of a chat")]) from error
     talk = await read_talk(runtime.database, known)
+    if talk is None and where.after is not None:
+        raise GoneOnError("the chat is gone")
     if talk is None or not may_talk(caller, talk.chat.user_id):
         raise NotFoundError("chat not found")
     if talk.chat.agent_id != agent.id:

@@ -1,6 +1,7 @@
 """Responses: like chat completions, and kept, so that the next request can go on from one of them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
@@ -11,16 +12,14 @@ from sqlalchemy import ColumnElement, delete, func, insert, literal_column, sele
 from sinas_server.agents.kind import AgentSpec
 from sinas_server.backends.llm import Answer
 from sinas_server.chats.chat import CHATS
-from sinas_server.chats.record import last_turn
 from sinas_server.chats.start import Started
-from sinas_server.chats.tables import ChatRow
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import NotFoundError
 from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kit.clock import now
-from sinas_server.openai_adapter.agent_answer import agent_answer, start_agent
+from sinas_server.openai_adapter.agent_answer import GoneOnError, Where, agent_answer, start_agent
 from sinas_server.openai_adapter.errors import ParameterError
 from sinas_server.openai_adapter.models import find_target
 from sinas_server.openai_adapter.pieces import Final, Pieces
@@ -72,26 +71,12 @@ async def _start(
     """Go on in the chat of the response before, if nothing was said there since; else in one made of the messages."""
     chain, added = parts
     last = chain[-1] if chain else None
-    if (
-        last is not None
-        and last.chat_id is not None
-        and len(added) == 1
-        and not body.instructions
-        and await _is_latest(runtime, last)
-    ):
-        return await start_agent(runtime, caller, agent, as_completion(body, added), str(last.chat_id))
+    if last is not None and last.chat_id and last.turn_id and len(added) == 1 and not body.instructions:
+        where = Where(str(last.chat_id), last.turn_id)
+        with suppress(GoneOnError):
+            return await start_agent(runtime, caller, agent, as_completion(body, added), where)
     everything = [*await _earlier(runtime, chain), *added]
     return await start_agent(runtime, caller, agent, as_completion(body, everything), None)
-
-
-async def _is_latest(runtime: Runtime, row: ResponseRow) -> bool:
-    """Whether it was an agent's, and is where its chat goes on."""
-    if row.chat_id is None:
-        return False
-    async with runtime.database.unit() as db:
-        chat = await db.get(ChatRow, row.chat_id)
-        turn = None if chat is None else await last_turn(db, chat)
-    return turn is not None and turn.id == row.turn_id
 
 
 async def _chain(runtime: Runtime, caller: Caller, response_id: str | None) -> Sequence[ResponseRow]:

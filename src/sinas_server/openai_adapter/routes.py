@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Path, Response
 
 from sinas_server.kernel.http import CurrentCaller, CurrentDb, Run, new_router
 from sinas_server.kernel.store import Resource
-from sinas_server.openai_adapter.agent_answer import HEADER, agent_answer, start_agent
+from sinas_server.openai_adapter.agent_answer import HEADER, Where, agent_answer, start_agent
 from sinas_server.openai_adapter.completions import Chunks
 from sinas_server.openai_adapter.errors import ParameterError
 from sinas_server.openai_adapter.models import Model, find_model, find_target, list_models
@@ -44,7 +44,7 @@ async def _complete(
     target = await find_target(runtime, caller, body.model)
     usage = body.stream_options is not None and body.stream_options.include_usage
     if isinstance(target, Resource):
-        started = await start_agent(runtime, caller, target, body, x_chat_id)
+        started = await start_agent(runtime, caller, target, body, Where(x_chat_id) if x_chat_id is not None else None)
         writer = Chunks(body.model or f"agent:{target.ref}", include_usage=usage)
         return await tell(writer, agent_answer(runtime, started), started, stream=body.stream)
     pieces = provider_answer(runtime, caller, target, model_request(target, body))
