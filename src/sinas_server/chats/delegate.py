@@ -96,6 +96,8 @@ async def _begin(
     parent = await locked_turn(db, identity.turn_id)
     if parent is None or parent.status != Status.RUNNING:  # stopped just now: nobody will hear the answer
         return ToolResult("Error: the agent was stopped", is_error=True)
+    if await db.get(TurnRow, _ids(identity).turn) is not None:  # begun just now by a worker that has lost the turn
+        return Waiting(Wait.AGENT)
     message, given = arguments.get("message"), arguments.get("input")
     if not isinstance(message, str) or not message.strip():
         return ToolResult("Error: arguments.message: must be a text that says what to do", is_error=True)

@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from sinas_server.backends.stream import LAST, START, Position, StreamEvent, StreamLostError
-from sinas_server.backends.stream.redis import RedisStreams
+from sinas_server.backends.stream.redis import LONGEST_SECONDS, RedisStreams
 
 
 @pytest.fixture
@@ -42,3 +42,11 @@ async def test_a_lost_stream_is_not_begun_by_its_seal(streams: RedisStreams) -> 
     assert await streams.read(channel, START) == (False, [])
     with pytest.raises(StreamLostError):
         await streams.append(channel, [event(1, 4)])
+
+
+async def test_a_stream_whose_writer_dies_is_not_kept_for_ever(streams: RedisStreams, redis_url: str) -> None:
+    channel = str(uuid4())
+    await streams.create(channel, [event(1, 4)])
+    await streams.append(channel, [event(1, 9)])
+    async with Redis.from_url(redis_url) as redis:
+        assert 0 < await redis.ttl(f"sinas:stream:{channel}") <= LONGEST_SECONDS

@@ -18,6 +18,8 @@ from sinas_server.backends.stream import Position, StreamEvent, StreamLostError,
 ALWAYS = "sinas:signals"
 """Received by every process, so that there is always a subscription."""
 JOIN_SECONDS = 1.0
+LONGEST_SECONDS = 7 * 24 * 3600
+"""How long a stream is kept whose writer dies before it could let it expire; one that is still written is made anew."""
 Entries: TypeAlias = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 MARK = Position(0, 1)
 """The first entry of every stream: tells a stream that is complete from one that Redis lost and a writer resumed."""
@@ -165,6 +167,7 @@ class RedisStreams:
                 pipe.xadd(key, {b"n": b"", b"d": b""}, id=str(MARK))
                 for event in events:
                     pipe.xadd(key, _fields(event), id=str(event.position))
+                pipe.expire(key, LONGEST_SECONDS)
                 for topic in tell:
                     pipe.publish(*_signal(topic))
                 await pipe.execute()
