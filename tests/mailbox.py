@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -34,10 +34,11 @@ class Mailbox:
 async def delivered(runtime: Runtime) -> AsyncIterator[Mailbox]:
     """Mail is sent while the context is open."""
     worker = asyncio.create_task(Worker(runtime, TASK_JOB, 2).run())
-    yield Mailbox(runtime.settings.sinas_data_dir / "outbox")
-    worker.cancel()
-    with suppress(asyncio.CancelledError):
-        await worker
+    try:
+        yield Mailbox(runtime.settings.sinas_data_dir / "outbox")
+    finally:
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
 
 
 def part_of(mail: EmailMessage, sort: str) -> str | None:

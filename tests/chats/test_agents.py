@@ -230,21 +230,29 @@ async def test_a_child_that_fails_or_is_gone_is_told(
 
 
 async def test_a_parent_whose_child_nobody_tells_of_is_found(
-    user: Person, declare: Declare, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    user: Person, declare: Declare, runtime: Runtime, tools: CountingTools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def lost(runtime: Runtime, turn_id: object) -> None:
         """As if the process had died here."""
 
-    chat_id = await open_chat(user, await two(declare, "Help"))
+    tools.hold = asyncio.Event()
+    rules: list[JsonValue] = [
+        {"when": {"contains": "Look"}, "call": [{"tool": "shop/look"}]},
+        {"when": {"after_tool": "shop/look"}, "answer": "Seen."},
+    ]
+    chat_id = await open_chat(user, await two(declare, "Look", rules=rules, enabled_functions=["shop/look"]))
     streaming = asyncio.create_task(stream(user, chat_id, "go"))
     with monkeypatch.context() as patch:
         patch.setattr("sinas_server.chats.waits._resume_soon", lost)
         async with working(runtime):
+            while await statuses(runtime) != [Status.RUNNING, Status.WAITING]:
+                await asyncio.sleep(0.01)
+            tools.let_go()
             while await statuses(runtime) != [Status.COMPLETED, Status.WAITING]:
                 await asyncio.sleep(0.01)
     async with working(runtime):
         await WAITS_LOOP.step(runtime)
-        assert text_of(await streaming) == "It says: All done."
+        assert text_of(await streaming) == "It says: Seen."
     assert await statuses(runtime) == [Status.COMPLETED, Status.COMPLETED]
 
 

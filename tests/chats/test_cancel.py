@@ -48,7 +48,8 @@ async def sleeping(
     agent = await declare("sleeper", RULES, enabled_functions=["sleeps"], **fields)
     chat_id = await open_chat(user, agent, **(chat or {}))
     streaming = asyncio.create_task(stream(user, chat_id, "go"))
-    while not await runtime.database.rows(select(ExecutionRow.id).where(ExecutionRow.started_at.is_not(None))):
+    begun = select(ExecutionRow.id).where(ExecutionRow.started_at.is_not(None))
+    while not (streaming.done() or await runtime.database.rows(begun)):  # where time is short, it may end before
         await asyncio.sleep(0.02)
     return chat_id, streaming
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 
 from sinas_server.backends.llm import (
     Answer,
@@ -26,11 +26,11 @@ from sinas_server.providers.tables import UsageRow
 from tests.chats.conftest import CountingTools, Declare, Json, get_chat, open_chat, reread, stream, text_of, working
 from tests.people import Person
 
-Script = Sequence[Event | Exception]
+Script = Sequence[Event | Exception | asyncio.Event]
 
 
 class Model:
-    """Answers what the test says, once for each request: events, or an error to raise."""
+    """Answers what the test says, once for each request: events, an error to raise, or something to wait for."""
 
     def __init__(self, *answers: Script) -> None:
         self.answers: list[Script] = list(answers)
@@ -41,7 +41,10 @@ class Model:
         for event in self.answers.pop(0):
             if isinstance(event, Exception):
                 raise event
-            yield event
+            if isinstance(event, asyncio.Event):
+                await event.wait()
+            else:
+                yield event
 
     @asynccontextmanager
     async def use(self, config: ProviderConfig) -> AsyncIterator["Model"]:
@@ -194,14 +197,20 @@ async def test_an_agent_that_calls_tools_for_ever_is_ended(user: Person, declare
 
 
 async def test_a_turn_has_a_time_limit_across_attempts(
-    user: Person, declare: Declare, worker: None, runtime: Runtime, tools: CountingTools
+    user: Person, declare: Declare, runtime: Runtime, tools: CountingTools
 ) -> None:
     tools.hold = asyncio.Event()
     rules = [{"when": {"contains": "go"}, "call": [{"tool": "shop/look"}]}]
-    agent = await declare("slow", rules, enabled_functions=["shop/look"], default_job_timeout=60)
-    chat_id = await open_chat(user, agent, job_timeout=1)
-    events = await stream(user, chat_id, "go")
-    assert events[-1].data["error"] == "the turn took longer than 1 seconds"
+    agent = await declare("slow", rules, enabled_functions=["shop/look"], default_job_timeout=6000)
+    chat_id = await open_chat(user, agent, job_timeout=600)
+    streaming = asyncio.create_task(stream(user, chat_id, "go"))
+    async with working(runtime, name="first"):
+        while not tools.ran:
+            await asyncio.sleep(0.01)
+    await runtime.database.rows(update(TurnRow).values(worked_seconds=TurnRow.worked_seconds + 599.9))
+    async with working(runtime, name="second"):
+        events = await streaming
+    assert events[-1].data["error"] == "the turn took longer than 600 seconds"
     messages = (await get_chat(user, chat_id))["messages"]
     assert messages[-1]["role"] == "tool"
     assert "took longer" in messages[-1]["content"]

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from fastapi import FastAPI
 
+from sinas_server.backends.llm import Answer, TextDelta
 from sinas_server.kernel.runtime import Runtime
 from tests.chats.busy import ECHO, an_agent, calling, queued, said, unworked
 from tests.chats.conftest import (
@@ -21,6 +22,7 @@ from tests.chats.conftest import (
     text_of,
     working,
 )
+from tests.chats.test_failures import Model, with_model
 from tests.people import Person, http_client, make_key
 
 
@@ -54,23 +56,26 @@ async def test_an_injected_one_comes_after_the_results_of_the_step(
 
 
 async def test_an_injected_one_is_answered_after_what_would_have_been_the_last_answer(
-    user: Person, declare: Declare, worker: None
+    user: Person, declare: Declare, runtime: Runtime
 ) -> None:
-    chat_id = await open_chat(user, await declare("slow", ECHO, default="A long answer. " * 40, delay_ms=20))
-    first = asyncio.create_task(stream(user, chat_id, "go"))
-    async with asyncio.timeout(30):
-        while (await get_chat(user, chat_id))["last_turn"] is None:
+    chat_id = await open_chat(user, await an_agent(declare))
+    told, more = asyncio.Event(), [TextDelta("A "), TextDelta("long "), TextDelta("answer.")]
+    model = Model([*more[:2], told, more[2], Answer("A long answer.")], [*more[2:], Answer("answer.")])
+    async with working(with_model(runtime, model)):
+        first = asyncio.create_task(stream(user, chat_id, "go"))
+        while not model.requests:
             await asyncio.sleep(0.01)
-        while (await get_chat(user, chat_id))["last_turn"]["status"] != "RUNNING":
-            await asyncio.sleep(0.01)
-    body: Json = {"content": "second", "when_busy": "inject"}
-    answer = (await user.http.post(f"/chats/{chat_id}/messages", json=body, timeout=60)).json()
-    assert (answer["content"], answer["status"]) == ("Second answer.", "injected")
-    events = await first
+        body: Json = {"content": "second", "when_busy": "inject"}
+        sent = asyncio.create_task(user.http.post(f"/chats/{chat_id}/messages", json=body, timeout=60))
+        await queued(user, chat_id, 1)
+        told.set()
+        answer = (await sent).json()
+        events = await first
+    assert (answer["content"], answer["status"]) == ("answer.", "injected")
     assert events[-1].data["status"] == "completed"
     assert said(await get_chat(user, chat_id)) == [
-        *[("user", "go"), ("assistant", "A long answer. " * 40)],
-        *[("user", "second"), ("assistant", "Second answer.")],
+        *[("user", "go"), ("assistant", "A long answer.")],
+        *[("user", "second"), ("assistant", "answer.")],
     ]
     for place, event in enumerate(events):  # every one is a place to read on from
         read = await reread(user, chat_id, answer["channel_id"], headers={"last-event-id": event.id})

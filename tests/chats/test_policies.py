@@ -10,12 +10,25 @@ import pytest
 from pydantic import JsonValue
 from sqlalchemy import func, update
 
+from sinas_server.backends.llm import Answer, ToolCall
 from sinas_server.chats import prepare as prepare_module
 from sinas_server.chats.results import ResultTools
 from sinas_server.chats.tables import ToolCallRow
 from sinas_server.chats.waits import WAITS_LOOP
 from sinas_server.kernel.runtime import Runtime
-from tests.chats.conftest import CountingTools, Declare, Event, Json, get_chat, open_chat, reread, stream, text_of
+from tests.chats.conftest import (
+    CountingTools,
+    Declare,
+    Event,
+    Json,
+    get_chat,
+    open_chat,
+    reread,
+    stream,
+    text_of,
+    working,
+)
+from tests.chats.test_failures import Model, with_model
 from tests.people import Person
 
 FUNCTIONS: list[JsonValue] = ["shop/danger", "shop/look", "shop/buy"]
@@ -131,8 +144,6 @@ async def test_a_call_that_takes_too_long_is_stopped(
 async def test_a_large_result_is_read_page_by_page(
     user: Person, declare: Declare, runtime: Runtime, tools: CountingTools
 ) -> None:
-    from tests.chats.conftest import working
-
     text = "0123456789" * 250
     call = "{{ groups.call }}"
     rules: list[Json] = [
@@ -171,19 +182,24 @@ async def test_a_large_result_is_read_page_by_page(
 
 
 async def test_rights_count_at_the_time_of_the_call(
-    user: Person, admin: Person, declare: Declare, worker: None, monkeypatch: pytest.MonkeyPatch, tools: CountingTools
+    user: Person,
+    admin: Person,
+    declare: Declare,
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+    tools: CountingTools,
 ) -> None:
     monkeypatch.setattr(prepare_module, "FRESH_SECONDS", -1.0)
-    told = "One thing at a time. " * 10
-    rules = [{"when": {"contains": "go"}, "answer": told, "call": [{"tool": "shop/look", "arguments": {}}]}]
-    rules.append({"when": {"after_tool": "shop/look"}, "answer": "{{ results['shop/look'] }}"})
-    agent = await declare("ruled", rules, enabled_functions=FUNCTIONS, delay_ms=20)
-    chat_id = await open_chat(user, agent)
-    streaming = asyncio.create_task(stream(user, chat_id, "go"))
-    while (await get_chat(user, chat_id))["active_channel_id"] is None:
-        await asyncio.sleep(0.01)
-    await admin.http.put("/api/v1/agents/default/ruled", json={"enabled_functions": ["shop/buy"]})
-    events = await streaming
+    changed = asyncio.Event()
+    model = Model([changed, Answer("", (ToolCall("c1", "shop__look", "{}"),))], [Answer("Then not.")])
+    chat_id = await open_chat(user, await declare("ruled", enabled_functions=FUNCTIONS))
+    async with working(with_model(runtime, model)):
+        streaming = asyncio.create_task(stream(user, chat_id, "go"))
+        while not model.requests:
+            await asyncio.sleep(0.01)
+        await admin.http.put("/api/v1/agents/default/ruled", json={"enabled_functions": ["shop/buy"]})
+        changed.set()
+        events = await streaming
     assert ends(events) == ["Error: the agent may not use 'shop__look' any more"]
     assert tools.ran == []
     assert (await get_chat(user, chat_id))["last_turn"]["status"] == "COMPLETED"
