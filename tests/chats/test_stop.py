@@ -2,15 +2,21 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
-from sqlalchemy import select, text, update
+import pytest
+from sqlalchemy import delete, select, text, update
 
+from sinas_server.backends.llm import Event, Message, ModelRequest, ProviderConfig
 from sinas_server.backends.stream import Position, StreamEvent
 from sinas_server.backends.stream.redis import RedisStreams
+from sinas_server.chats import loop
+from sinas_server.chats.ask import ask
+from sinas_server.chats.history import read_history
 from sinas_server.chats.stop import SETTLE_LOOP, settle
-from sinas_server.chats.tables import ChannelRow, MessageRow, ToolCallRow, TurnRow
+from sinas_server.chats.tables import ChannelRow, ChatRow, MessageRow, ToolCallRow, TurnRow
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.unit import Database
 from tests.chats.conftest import CountingTools, Declare, get_chat, open_chat, reread, stream, text_of, working
 from tests.people import Person
 
@@ -145,3 +151,24 @@ async def test_deleting_a_chat_ends_its_turn_and_its_readers(
     assert (await user.http.get(f"/chats/{chat_id}")).status_code == 404
     for table in (MessageRow, TurnRow, ChannelRow, ToolCallRow):
         assert await runtime.database.rows(select(table)) == []
+
+
+async def test_a_model_is_not_asked_in_a_chat_that_was_just_deleted(
+    user: Person, declare: Declare, worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat_id = await open_chat(user, await declare("brief", default="Yes."))
+    asked: list[ModelRequest] = []
+
+    async def recall(database: Database, turn: TurnRow, most: int) -> list[Message]:
+        async with database.unit() as db:  # over HTTP the worker would mostly hear of it in time
+            await db.execute(delete(ChatRow).where(ChatRow.id == turn.chat_id))
+        return await read_history(database, turn, most)
+
+    def listen(runtime: Runtime, config: ProviderConfig, request: ModelRequest) -> AsyncGenerator[list[Event], None]:
+        asked.append(request)
+        return ask(runtime, config, request)
+
+    monkeypatch.setattr(loop, "read_history", recall)
+    monkeypatch.setattr(loop, "ask", listen)
+    assert (await stream(user, chat_id, "go"))[-1].data == {"type": "error", "error": "the chat was deleted"}
+    assert asked == []

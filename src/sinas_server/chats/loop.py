@@ -231,6 +231,8 @@ class AgentLoop:
         """The model's next answer, sent to the readers as it comes."""
         settings = self.runtime.settings
         prepared, history = await self._recalled(prepared)
+        if not history:  # the chat was deleted: at least what the turn answers would be there
+            raise LostTurnError(str(self.turn.id))
         self.speech = speech = Speech(self.channel, self.journal.step, self.turn.attempt)
         answer, call = await self._heard(prepared, history, speech)
         if self.turn.structured and not answer.tool_calls:
