@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from structlog.testing import capture_logs
@@ -41,6 +42,31 @@ async def test_a_cancel_that_comes_as_a_command_is_sent_is_not_swallowed(
         await task
     assert not canceled
     assert await redis.ping()
+
+
+def test_a_connection_that_was_closed_a_moment_before_is_made_anew(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop of our processes, which raises a RuntimeError then."""
+    send = AbstractConnection._send_packed_command
+    closing = list[bool]()
+
+    async def closed_and_sent(connection: AbstractConnection, command: Iterable[bytes]) -> None:
+        if closing and connection._writer is not None:
+            closing.pop()
+            connection._writer.transport.abort()
+            await asyncio.sleep(0)
+        await send(connection, command)
+
+    async def ask() -> None:
+        async with open_redis(redis_url) as client:
+            await client.ping()
+            closing.append(True)
+            assert await client.ping()
+
+    monkeypatch.setattr(AbstractConnection, "_send_packed_command", closed_and_sent)
+    uvloop.run(ask())
+    assert not closing
 
 
 async def test_whoever_cleans_up_after_a_cancel_can_still_ask(redis: Redis) -> None:

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 log = structlog.get_logger()
@@ -28,7 +29,10 @@ class CancelableConnection(AbstractConnection):
         """Send, and raise `CancelledError` for a cancel that was swallowed."""
         task = asyncio.current_task()
         before = 0 if task is None else task.cancelling()
-        await super().send_packed_command(command, check_health)
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:  # of uvloop: the server closed the connection a moment before
+            raise RedisConnectionError(f"the connection was closed: {error}") from error
         if task is not None and task.cancelling() > before:
             await self.disconnect(nowait=True)  # nobody will read the answer
             raise asyncio.CancelledError
