@@ -274,11 +274,10 @@ async def test_canceling_kills_the_process_and_what_it_waits_for(
     await declare("parent", code)
     started = await user.http.post("/functions/default/parent/execute/async", json={})
     execution_id = started.json()["execution_id"]
-    for _ in range(500):
-        steps = (await user.http.get(f"/executions/{execution_id}/steps")).json()
-        if steps and steps[0]["status"] == "RUNNING":
-            break
+    steps: list[Any] = []
+    while [step["status"] for step in steps] != ["RUNNING"]:
         await asyncio.sleep(0.02)
+        steps = (await user.http.get(f"/executions/{execution_id}/steps")).json()
     canceled = await user.http.post(f"/executions/{execution_id}/cancel")
     assert (canceled.status_code, canceled.json()["status"]) == (200, "CANCELLED")
     while worker.running:
