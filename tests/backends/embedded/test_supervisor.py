@@ -81,6 +81,7 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_loses_no_row(run: Run) -
     pids = first.pids()
     assert len(pids) > 8
     first.process.kill()
+    first.process.wait()
     second = run()  # at once, while the first one's processes are still dying
     eventually(lambda: not any(alive(pid) for pid in pids))
     second.ready()
@@ -231,6 +232,7 @@ def test_it_runs_as_another_user(run: Run, request: pytest.FixtureRequest, uid: 
     remember(first, "a")
     assert all(Path(f"/proc/{pid}").stat().st_uid == uid for pid in first.pids())
     first.process.kill()
+    first.process.wait()
     second = run(root=root, uid=uid).ready()
     assert remembered(second) == (["a"], ["a"])
     second.stop()
