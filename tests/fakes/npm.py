@@ -1,5 +1,6 @@
 """Servers from npm that nobody here wrote: installed once into the user's cache, and run until the test is done."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -50,22 +51,30 @@ def install(package: Package) -> Path:
     """The path of the wanted file, installing the package the first time. Raises `UnavailableError`."""
     cache = _cache(package)
     file = cache / "node_modules" / package.name / package.file
-    if not file.exists():
-        wanted = f"{package.name}@{package.version}"
-        staging = cache.with_name(f"{cache.name}.{os.getpid()}")  # two test workers may both install; one move wins
-        staging.mkdir(parents=True)
-        flags = ["--no-audit", "--no-fund", "--ignore-scripts"]
-        command = [*_commands()[1], "install", "--prefix", str(staging), *flags, wanted]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UnavailableError(f"npm cannot run: {error}") from error
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.with_name(f"{cache.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test workers may want it at once
+        if not file.exists():
+            _install(package, cache)
+    return file
+
+
+def _install(package: Package, cache: Path) -> None:
+    wanted = f"{package.name}@{package.version}"
+    staging = cache.with_name(f"{cache.name}.{os.getpid()}")
+    staging.mkdir()
+    flags = ["--no-audit", "--no-fund", "--ignore-scripts"]
+    command = [*_commands()[1], "install", "--prefix", str(staging), *flags, wanted]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
         if done.returncode != 0:
             raise UnavailableError(f"npm cannot install {wanted}: {done.stderr.strip()[-300:]}")
-        if not file.exists():
-            shutil.rmtree(cache, ignore_errors=True)
-            staging.rename(cache)
-    return file
+        shutil.rmtree(cache, ignore_errors=True)
+        staging.rename(cache)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"npm cannot run: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

@@ -338,3 +338,15 @@ async def test_without_a_provider_its_routes_are_not_there(client: httpx2.AsyncC
     assert (await client.get("/auth/oidc/start")).status_code == 404
     assert (await client.post("/auth/external-auth", json={"token": "x"})).status_code == 404
     assert (await client.post("/auth/oidc/session", json={"code": "x"})).status_code == 400
+
+
+@both_mode
+async def test_a_code_mailed_because_of_the_old_password_is_of_no_more_use(
+    known: Person, client: httpx2.AsyncClient, code_for: Codes
+) -> None:
+    begun = await log_in(client, known.email, SECRET)
+    of_thief = {"session_id": begun.json()["session_id"], "code": await code_for(known.email)}
+    asked = await client.post("/auth/password/forgot", json={"email": known.email})
+    of_owner = {"session_id": asked.json()["session_id"], "otp_code": await code_for(known.email)}
+    assert (await client.post("/auth/password/reset", json=of_owner | {"new_password": OTHER})).status_code == 204
+    assert (await verify(client, of_thief["session_id"], of_thief["code"])).status_code == 400

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from sinas_server.identity.login import RESET, proven
 from sinas_server.identity.sessions import Client, Session, begin, complete, end_of
-from sinas_server.identity.tables import PasswordRow, UserRow
+from sinas_server.identity.tables import OtpSessionRow, PasswordRow, UserRow
 from sinas_server.kernel.errors import BadRequestError, InvalidError
 from sinas_server.kernel.outbox import audit
 from sinas_server.kernel.runtime import Runtime
@@ -89,10 +89,12 @@ async def reset(runtime: Runtime, session_id: UUID, code: str, hashed: str) -> N
 
 
 async def store(db: Db, user_id: UUID, hashed: str) -> None:
-    """Make this the user's password."""
+    """Make this the user's password; codes that were mailed because of the old one are of no more use."""
     new = upsert(PasswordRow).values(user_id=user_id, hash=hashed)
     await db.execute(
         new.on_conflict_do_update(
             index_elements=["user_id"], set_={"hash": new.excluded.hash, "changed_at": func.now()}
         )
     )
+    address = select(UserRow.email).where(UserRow.id == user_id).scalar_subquery()
+    await db.execute(delete(OtpSessionRow).where(OtpSessionRow.email == address))
