@@ -10,7 +10,7 @@ from redis.asyncio.connection import AbstractConnection
 from structlog.testing import capture_logs
 
 from sinas_server.backends import redis as redis_backend
-from sinas_server.backends.redis import MAX_EARLY, Hints, open_redis
+from sinas_server.backends.redis import MAX_EARLY, Hints, connect_apart, open_redis
 
 
 @pytest.fixture
@@ -157,18 +157,29 @@ async def test_a_user_who_may_not_turn_answers_off_is_told_of(redis: Redis, redi
     ]
 
 
-async def test_closing_does_not_wait_for_a_redis_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+async def silent(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Redis]:
+    """A client of a server that takes connections and says nothing."""
     monkeypatch.setattr(redis_backend, "CONNECT_SECONDS", 0.2)
-    silent = asyncio.Event()
+    over = asyncio.Event()
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await silent.wait()
+        await over.wait()
         writer.close()
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with open_redis(f"redis://127.0.0.1:{port}/0") as client, asyncio.timeout(20):
-            hints = Hints(client)
-            hints.send("PUBLISH", "a", "b")
-            await hints.close()
-        silent.set()
+            yield client
+        over.set()
+
+
+async def test_closing_does_not_wait_for_a_redis_that_says_nothing(silent: Redis) -> None:
+    hints = Hints(silent)
+    hints.send("PUBLISH", "a", "b")
+    await hints.close()
+
+
+async def test_who_connects_to_a_redis_that_says_nothing_gives_up(silent: Redis) -> None:
+    with pytest.raises(TimeoutError):
+        await connect_apart(silent)

@@ -54,6 +54,18 @@ def open_redis(url: str) -> Redis:
     return client
 
 
+async def connect_apart(redis: Redis) -> CancelableConnection:
+    """A connection outside of the client's pool, for whoever disconnects it. Raises `RedisError` and `OSError`."""
+    connection: CancelableConnection = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):  # redis-py waits for a greeting without end
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return connection
+
+
 class Hints:
     """Commands whose answers nobody needs, sent at once and without waiting: a Redis that is away loses them.
 
@@ -82,12 +94,12 @@ class Hints:
         self._opening = asyncio.create_task(self._connect(lost))
 
     async def _connect(self, lost: CancelableConnection | None) -> None:
-        connection: CancelableConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's
+        connection: CancelableConnection | None = None
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 if lost is not None:
                     await lost.disconnect(nowait=True)
-                await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
+                connection = await connect_apart(self._redis)
                 await connection.send_command("CLIENT", "REPLY", "ON")
                 await connection.read_response()  # whether the next one, which has no answer, is permitted
             connection.post("CLIENT", "REPLY", "OFF")
@@ -95,7 +107,8 @@ class Hints:
                 connection.post(*command)
             self._connection = connection
         except (RedisError, OSError) as error:
-            await connection.disconnect(nowait=True)
+            if connection is not None:
+                await connection.disconnect(nowait=True)
             if isinstance(error, ResponseError):
                 log.warning("nobody can be woken: allow the Redis user of the platform CLIENT REPLY", error=str(error))
         finally:

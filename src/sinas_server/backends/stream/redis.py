@@ -12,12 +12,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from sinas_server.backends.redis import CancelableConnection, Hints
+from sinas_server.backends.redis import CancelableConnection, Hints, connect_apart
 from sinas_server.backends.stream import Position, StreamEvent, StreamLostError, StreamUnavailableError
 
 ALWAYS = "sinas:signals"
 """Received by every process, so that there is always a subscription."""
 JOIN_SECONDS = 1.0
+RETRY_SECONDS = 0.2
 LONGEST_SECONDS = 7 * 24 * 3600
 """How long a stream is kept whose writer dies before it could let it expire; one that is still written is made anew."""
 Entries: TypeAlias = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
@@ -95,17 +96,19 @@ class RedisSignals:
         somebody listens to another channel meanwhile.
         """
         while True:
-            connection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's
-            try:
-                await connection.connect()
-                self._join_all(connection)
-                while True:
-                    self._receive(await connection.read_response(timeout=math.inf, push_request=True))
-            except (RedisError, OSError):
-                await asyncio.sleep(0.2)
-            finally:
-                self._connection = None
-                await connection.disconnect(nowait=True)
+            with suppress(RedisError, OSError):
+                await self._receive_all(await connect_apart(self._redis))
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _receive_all(self, connection: CancelableConnection) -> None:
+        """Until the connection is lost."""
+        try:
+            self._join_all(connection)
+            while True:
+                self._receive(await connection.read_response(timeout=math.inf, push_request=True))
+        finally:
+            self._connection = None
+            await connection.disconnect(nowait=True)
 
     def _join_all(self, connection: CancelableConnection) -> None:
         for confirmed in self._channels.values():
