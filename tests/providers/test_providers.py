@@ -4,8 +4,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import cast, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tables import ResourceRow
 from sinas_server.providers.resolve import NoProviderError, Resolved, resolve
 from tests.people import Person
 
@@ -46,6 +49,11 @@ async def test_by_name_and_by_id_with_patch_and_put(admin: Person) -> None:
         ({"provider_type": "ollama", "api_endpoint": None}, "api_endpoint"),
         ({"provider_type": "ollama"}, "api_endpoint"),
         ({"api_endpoint": "ftp://x"}, "api_endpoint"),
+        ({"api_endpoint": "http://169.254.169.254/v1"}, "api_endpoint"),
+        ({"api_endpoint": "http://2852039166/v1"}, "api_endpoint"),
+        ({"api_endpoint": "http://metadata.google.internal/v1"}, "api_endpoint"),
+        ({"api_endpoint": "http://models.example.com:99999/v1"}, "api_endpoint"),
+        ({"api_endpoint": "http://[::1/v1"}, "api_endpoint"),
         ({"provider_type": "scripted", "config": {"rules": [{"when": {"regex": "("}}]}}, "config"),
         ({"name": "a/b"}, "name"),
         ({"name": ""}, "name"),
@@ -55,6 +63,20 @@ async def test_what_cannot_work_is_refused_with_the_field(admin: Person, fields:
     answer = await admin.http.post("/api/v1/llm-providers", json={**OPENAI, **fields})
     assert answer.status_code == 422, answer.text
     assert any(field in problem["loc"] for problem in answer.json()["detail"])
+
+
+async def test_an_endpoint_stored_before_it_was_forbidden_can_be_seen_and_changed(
+    runtime: Runtime, admin: Person
+) -> None:
+    made = await create(admin)
+    forbidden = {"api_endpoint": "http://169.254.169.254/v1"}
+    stored = ResourceRow.spec.cast(JSONB).concat(cast(forbidden, JSONB))
+    await runtime.database.rows(update(ResourceRow).where(ResourceRow.id == UUID(made["id"])).values(spec=stored))
+    path = "/api/v1/llm-providers/main"
+    assert (await admin.http.get(path)).json()["api_endpoint"] == forbidden["api_endpoint"]
+    assert (await admin.http.patch(path, json={"default_model": "m"})).status_code == 422
+    fixed = await admin.http.patch(path, json={"api_endpoint": "http://models.example.com/v1"})
+    assert (fixed.status_code, fixed.json()["api_endpoint"]) == (200, "http://models.example.com/v1")
 
 
 async def test_ordinary_users_see_no_providers(admin: Person, user: Person) -> None:

@@ -23,6 +23,11 @@ PLAIN = SecretContext("plain")
 UNREADABLE = "(unreadable)"
 
 
+def is_stored(info: ValidationInfo) -> bool:
+    """Whether what is being read comes from the database, so that it was accepted once."""
+    return isinstance(info.context, SecretContext) and info.context.form == "sealed"
+
+
 def _open(value: object, info: ValidationInfo) -> object:
     context = info.context
     if isinstance(context, SecretContext) and context.form == "sealed" and context.sealer and isinstance(value, str):

@@ -6,11 +6,12 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from sqlalchemy import select
 
 from sinas_server.backends.llm.scripted import MODEL_NAME, ScriptedRules
+from sinas_server.backends.net import ForbiddenAddressError, check_endpoint
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM
 from sinas_server.kernel.kind import Kind, Spec
 from sinas_server.kernel.outbox import audit_change
-from sinas_server.kernel.secret import Secret
+from sinas_server.kernel.secret import Secret, is_stored
 from sinas_server.kernel.store import Change, Resource
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Db
@@ -57,6 +58,16 @@ class ProviderSpec(Spec):
     def _ollama_has_an_endpoint(cls, value: str | None, info: ValidationInfo) -> str | None:
         if info.data.get("provider_type") == "ollama" and not value:
             raise ValueError("is required for ollama")
+        return value
+
+    @field_validator("api_endpoint")
+    @classmethod
+    def _may_be_reached(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not is_stored(info):  # what is stored must be read, and is refused when it is asked
+            try:
+                check_endpoint(value)
+            except ForbiddenAddressError as error:
+                raise ValueError(str(error)) from error
         return value
 
     @field_validator("config")
