@@ -48,6 +48,7 @@ def sandbox() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def descriptors() -> int:
+    """Open ones; what tests before have left may close meanwhile."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -98,7 +99,7 @@ async def test_a_sandbox_that_nobody_waits_for_any_more_may_have_ended(
     await childless(zygote)
     loop.set_exception_handler(usual)
     assert heard == []
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 async def test_a_sandbox_that_comes_in_the_moment_in_which_it_is_canceled_is_ended(
@@ -114,7 +115,7 @@ async def test_a_sandbox_that_comes_in_the_moment_in_which_it_is_canceled_is_end
     with pytest.raises(asyncio.CancelledError):
         await spawning
     assert await asyncio.to_thread(sandbox.wait, 20) == -signal.SIGKILL
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize("failing", [1, 2])
@@ -133,4 +134,4 @@ async def test_too_many_open_files_leave_none_more(
     with pytest.raises(SpawnError, match="Too many open files"):
         await zygote.spawn(Limits())
     monkeypatch.undo()
-    assert descriptors() == before
+    assert descriptors() <= before
