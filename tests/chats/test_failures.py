@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+from pydantic import JsonValue
 from sqlalchemy import func, select, text, update
 
 from sinas_server.backends.llm import (
@@ -23,6 +25,8 @@ from sinas_server.backends.llm import (
 from sinas_server.chats.tables import TurnRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.providers.tables import UsageRow
+from sinas_server.settings import Settings
+from tests.chats.busy import begun
 from tests.chats.conftest import CountingTools, Declare, Json, get_chat, open_chat, reread, stream, text_of, working
 from tests.people import Person
 
@@ -330,3 +334,28 @@ async def test_a_conversation_longer_than_the_models_window_loses_its_oldest_exc
     assert said == [["UserMessage"], ["UserMessage"], ["UserMessage"]]
     assert "2" * 1000 in str(model.requests[2].messages)
     assert len((await get_chat(user, chat_id))["messages"]) == 6
+
+
+class TestTimeLimit:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"agent_job_timeout": 77.0})
+
+    @pytest.mark.parametrize(
+        ("agent", "chat", "limit"), [({}, {}, 77), ({"default_job_timeout": 66}, {}, 66), ({}, {"job_timeout": 55}, 55)]
+    )
+    async def test_is_the_operators_unless_the_agent_or_the_chat_has_one(
+        self,
+        user: Person,
+        declare: Declare,
+        runtime: Runtime,
+        agent: dict[str, JsonValue],
+        chat: dict[str, JsonValue],
+        limit: int,
+    ) -> None:
+        chat_id = await open_chat(user, await declare("brief", default="Yes.", **agent), **chat)
+        streaming = asyncio.create_task(stream(user, chat_id, "go"))
+        await begun(user, chat_id)
+        assert [row.timeout for row in await runtime.database.rows(select(TurnRow.timeout))] == [limit]
+        async with working(runtime):
+            assert text_of(await streaming) == "Yes."

@@ -121,6 +121,10 @@ async def test_each_request_begins_with_the_one_before_byte_by_byte(
         await stream(user, chat_id, said)
     assert len(fake.requests) == 5
     sent = [without_marks(request.body) for request in fake.requests]
+    asked = json.dumps(fake.requests[0].body)
+    places = [asked.index(part) for part in ('"Hi"', '"Hello."', '"first"')]
+    assert places == sorted(places), "the initial messages come before what was said"
+    assert "You help Ann." in asked
     for before, after in pairwise(sent):
         assert isinstance(before, dict)
         assert isinstance(after, dict)
