@@ -14,8 +14,7 @@ from sqlalchemy import func, select
 from sinas_server.chats.delegate import AgentTools
 from sinas_server.chats.jobs import CHAT_JOB
 from sinas_server.chats.prepare import prepare
-from sinas_server.chats.tables import ChatRow, Status, TurnRow
-from sinas_server.chats.waits import WAITS_LOOP
+from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.kernel.errors import ForbiddenError
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
@@ -29,7 +28,6 @@ from tests.chats.conftest import (
     reread,
     stream,
     text_of,
-    working,
 )
 from tests.people import Person
 
@@ -227,33 +225,6 @@ async def test_a_child_that_fails_or_is_gone_is_told(
     told = json.loads(end["result"])
     assert told["response"].startswith("Error: the agent's answer is not JSON")
     assert (await children(user, chat_id))[0]["id"] == told["chat_id"]
-
-
-async def test_a_parent_whose_child_nobody_tells_of_is_found(
-    user: Person, declare: Declare, runtime: Runtime, tools: CountingTools, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def lost(runtime: Runtime, turn_id: object) -> None:
-        """As if the process had died here."""
-
-    tools.hold = asyncio.Event()
-    rules: list[JsonValue] = [
-        {"when": {"contains": "Look"}, "call": [{"tool": "shop/look"}]},
-        {"when": {"after_tool": "shop/look"}, "answer": "Seen."},
-    ]
-    chat_id = await open_chat(user, await two(declare, "Look", rules=rules, enabled_functions=["shop/look"]))
-    streaming = asyncio.create_task(stream(user, chat_id, "go"))
-    with monkeypatch.context() as patch:
-        patch.setattr("sinas_server.chats.waits._resume_soon", lost)
-        async with working(runtime):
-            while await statuses(runtime) != [Status.RUNNING, Status.WAITING]:
-                await asyncio.sleep(0.01)
-            tools.let_go()
-            while await statuses(runtime) != [Status.COMPLETED, Status.WAITING]:
-                await asyncio.sleep(0.01)
-    async with working(runtime):
-        await WAITS_LOOP.step(runtime)
-        assert text_of(await streaming) == "It says: Seen."
-    assert await statuses(runtime) == [Status.COMPLETED, Status.COMPLETED]
 
 
 async def statuses(runtime: Runtime) -> list[str]:

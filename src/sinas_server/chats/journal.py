@@ -29,7 +29,7 @@ from sinas_server.chats.record import (
 from sinas_server.chats.results import READ_RESULT, page_of
 from sinas_server.chats.steps import ANSWERED, CONCLUDED, FINISHED, KNOWN_IDS, as_json, called
 from sinas_server.chats.tables import CallStatus, MessageRow, Status, ToolCallRow, TurnRow
-from sinas_server.chats.waits import settle, suspend, tell_parent, works
+from sinas_server.chats.waits import asked_calls, settle, suspend, tell_parent, works
 from sinas_server.chats.window import counted
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import ToolResult, Wait, Waiting
@@ -211,10 +211,11 @@ class Journal:
         """Wait for what the calls of this step wait for, holding no worker; False if some need not wait any more."""
         async with self.runtime.database.unit() as db:
             await self._still_ours(db)
+            working = await works(db, self.turn.id, self.step)  # first: who ends after it is seen by `settle`
             if await settle(db, self.turn.id, self.step):
                 self._note(await read_calls(within(db), self.turn.id, self.step))
                 return False
-            if await works(db, self.turn.id, self.step):
+            if working or not await asked_calls(db, self.turn.id):
                 segment = self.segment
                 await self._still_ours(db, status=Status.WAITING, lease_until=None)
             else:

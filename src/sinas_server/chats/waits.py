@@ -106,14 +106,14 @@ async def resume(db: Db, runtime: Runtime, turn: TurnRow) -> UUID | None:
     A suspended turn whose user has said all goes on; where a called agent was what he was asked for, it waits for that.
     A turn whose called agents all wait for the user is suspended with them.
     """
+    working = await works(db, turn.id, turn.step)  # first: who ends after it is seen by `settle`
     await settle(db, turn.id, turn.step)
     waiting = await waiting_calls(db, turn)
     if turn.status == Status.SUSPENDED and any(call.waits_for != Wait.AGENT for call in waiting):
         return None  # the user is asked for all at once
-    working = await works(db, turn.id, turn.step)
     pending = await db.scalar(_of_step(turn).where(ToolCallRow.status == CallStatus.PENDING).limit(1))
     if turn.status == Status.WAITING and pending is None:
-        if not working:
+        if not working and await asked_calls(db, turn.id):
             await _suspend_too(db, runtime, turn)
         return None
     if pending is None and not working:
