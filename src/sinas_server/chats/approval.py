@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import func, update
+from sqlalchemy import JSON, cast, func, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from sinas_server.chats.asked import APPROVALS, Resumed, asked_call, go_on, refuse_code, root_of, settle_call
 from sinas_server.chats.chat import own_chat
@@ -56,12 +57,13 @@ async def _record(db: Db, caller: Caller, root: ChatRow, call: ToolCallRow, deci
     tool = call.tool or {}
     if decision.approved and decision.always:
         key = f"{tool.get('toolset')}:{tool.get('target')}"
-        for chat_id in {root.id, call.chat_id}:
-            chat = root if chat_id == root.id else await db.get_one(ChatRow, chat_id)
-            await db.execute(
-                update(ChatRow).where(ChatRow.id == chat_id).values(always_allowed=sorted({*chat.always_allowed, key})),
-                execution_options={"synchronize_session": False},
-            )
+        allowed = cast(ChatRow.always_allowed, JSONB)  # as it is once locked: others decide in other chats of the tree
+        await db.execute(
+            update(ChatRow)
+            .where(ChatRow.id.in_([root.id, call.chat_id]), ~allowed.contains([key]))
+            .values(always_allowed=cast(allowed.concat(cast([key], JSONB)), JSON)),
+            execution_options={"synchronize_session": False},
+        )
     detail = {
         "tool_call_id": call.tool_call_id,
         "target": tool.get("target"),

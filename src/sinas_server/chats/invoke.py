@@ -17,7 +17,7 @@ from sinas_server.chats.start import Said, Started, inject, start_turn
 from sinas_server.chats.tables import ChatRow
 from sinas_server.chats.views import AgentName, InvokeRequest, InvokeResponse, Namespace
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import ConflictError, ForbiddenError
+from sinas_server.kernel.errors import ForbiddenError
 from sinas_server.kernel.http import CurrentCaller, Run, new_router
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
@@ -56,8 +56,8 @@ async def _session(db: Db, caller: Caller, agent: Resource[AgentSpec], body: Inv
     try:
         async with db.begin_nested():
             return await create_chat(db, caller, agent, wanted)
-    except IntegrityError as error:
-        raise ConflictError("a conversation with this session key is being created; try again") from error
+    except IntegrityError:  # another message with this key was faster
+        return await _session(db, caller, agent, body)
 
 
 async def _at(namespace: Namespace, agent_name: AgentName) -> tuple[str, str]:

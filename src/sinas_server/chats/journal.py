@@ -17,6 +17,7 @@ from sinas_server.chats.queued import IS_TOLD, hear, leave
 from sinas_server.chats.record import (
     add_results,
     added,
+    as_call,
     as_runs,
     locked_turn,
     read_calls,
@@ -215,22 +216,24 @@ class Journal:
             if await settle(db, self.turn.id, self.step):
                 self._note(await read_calls(within(db), self.turn.id, self.step))
                 return False
-            if working or not await asked_calls(db, self.turn.id):
+            asked = [] if working else await asked_calls(db, self.turn.id)
+            if not asked:
                 segment = self.segment
                 await self._still_ours(db, status=Status.WAITING, lease_until=None)
             else:
-                segment = await self._suspended(db)
+                below = [as_call(row) for row in asked if row.turn_id != self.turn.id]
+                segment = await self._suspended(db, below)
         self.segment = segment
         return True
 
-    async def _suspended(self, db: Db) -> Segment:
-        """Ask the user, and end the channel."""
+    async def _suspended(self, db: Db, below: Sequence[Call]) -> Segment:
+        """Ask the user, and end the channel. `below`: what he is asked by called agents."""
         people = [call for call in self._calls if call.status == CallStatus.WAITING and call.waits_for != Wait.AGENT]
         asked = [call if call.asked_at else await self._asked(db, call) for call in people]
         turn = await locked_turn(db, self.turn.id)
         if turn is None:
             raise LostTurnError(str(self.turn.id))
-        told = await suspend(db, turn, asked, self.usage)
+        told = await suspend(db, turn, [*asked, *below], self.usage)
         tell_parent(db, self.runtime, turn)
         end = ("done", {"status": "suspended"})
         return replace(self.segment, suspended_step=self.step, asked=told, end=end)

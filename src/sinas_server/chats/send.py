@@ -8,12 +8,13 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db import is_lost
-from sinas_server.chats.asked import APPROVALS, INPUTS, asked_in
+from sinas_server.chats.asked import APPROVALS, INPUTS
 from sinas_server.chats.live import turn_topic
-from sinas_server.chats.record import read_turn
+from sinas_server.chats.record import Read, read_turn, within
 from sinas_server.chats.start import Started
 from sinas_server.chats.tables import MessageRow, Status, TurnRow
 from sinas_server.chats.views import PendingApprovalResponse, PendingInputResponse, SentResponse, message_fields
+from sinas_server.chats.waits import asked_calls
 from sinas_server.kernel.errors import ConflictError, NotFoundError, SinasError, UnavailableError
 from sinas_server.kernel.runtime import Runtime
 
@@ -50,11 +51,16 @@ async def wait_turn(runtime: Runtime, turn_id: UUID, timeout_seconds: float) -> 
 async def _look_patiently(runtime: Runtime, turn_id: UUID) -> TurnRow | None:
     """The turn, or None while the database is away."""
     try:
-        turn = await read_turn(runtime.database.read, turn_id)
+        return await _now(runtime.database.read, turn_id)
     except SQLAlchemyError as error:
         if is_lost(error):
             return None
         raise
+
+
+async def _now(read: Read, turn_id: UUID) -> TurnRow:
+    """The turn as it is now. Raises `NotFoundError`."""
+    turn = await read_turn(read, turn_id)
     if turn is None:
         raise NotFoundError("the chat was deleted")
     return turn
@@ -69,26 +75,31 @@ async def finished(runtime: Runtime, turn_id: UUID, request: Request) -> TurnRow
 
 
 async def answered(runtime: Runtime, turn: TurnRow, started: Started | None = None) -> SentResponse:
-    """The last thing the agent said in a turn. `started`: how a message came to it. Raises `TurnFailedError`."""
-    if turn.status == Status.FAILED:
-        raise TurnFailedError(turn.error or "the turn failed")
+    """The last thing the agent said in a turn. `started`: how a message came to it.
+
+    Raises `TurnFailedError`, and `NotFoundError` for a deleted chat.
+    """
     async with runtime.database.unit() as db:
+        asked = await asked_calls(db, turn.id) if turn.status == Status.SUSPENDED else []
+        if turn.status == Status.SUSPENDED and not asked:  # somebody was asked elsewhere, and has decided
+            turn = await _now(within(db), turn.id)
         message = await db.scalar(
             select(MessageRow)
             .where(MessageRow.turn_id == turn.id, MessageRow.role == "assistant")
             .order_by(MessageRow.seq.desc())
             .limit(1)
         )
-        approvals, inputs = [await asked_in(db, turn.chat_id, waits) for waits in (APPROVALS, INPUTS)]
+    if turn.status == Status.FAILED:
+        raise TurnFailedError(turn.error or "the turn failed")
     if message is None:
         raise ConflictError(WITHDRAWN if turn.begun_at is None else UNHEARD)
-    states = {Status.SUSPENDED: "input_required", **dict.fromkeys(UNDER_WAY, "in_progress")}
+    states = {Status.SUSPENDED: "input_required" if asked else "in_progress", **dict.fromkeys(UNDER_WAY, "in_progress")}
     done = "injected" if started is not None and started.how == "injected" else "completed"
     return SentResponse(
         **message_fields(message, runtime.settings),
         status=states.get(Status(turn.status), done),
-        pending_inputs=[PendingInputResponse.of(call) for call in inputs],
-        pending_approvals=[PendingApprovalResponse.of(call) for call in approvals],
+        pending_inputs=[PendingInputResponse.of(call) for call in asked if call.waits_for in INPUTS],
+        pending_approvals=[PendingApprovalResponse.of(call) for call in asked if call.waits_for in APPROVALS],
         channel_id=str(turn.channel_id),
         usage=turn.usage or None,
     )

@@ -113,8 +113,10 @@ async def resume(db: Db, runtime: Runtime, turn: TurnRow) -> UUID | None:
         return None  # the user is asked for all at once
     pending = await db.scalar(_of_step(turn).where(ToolCallRow.status == CallStatus.PENDING).limit(1))
     if turn.status == Status.WAITING and pending is None:
-        if not working and await asked_calls(db, turn.id):
-            await _suspend_too(db, runtime, turn)
+        asked = [] if working else await asked_calls(db, turn.id)
+        below = [as_call(row) for row in asked if row.turn_id != turn.id]
+        if below:
+            await _suspend_too(db, runtime, turn, below)
         return None
     if pending is None and not working:
         return None
@@ -137,9 +139,11 @@ def _of_step(turn: TurnRow) -> Select[ToolCallRow]:
 
 
 async def suspend(db: Db, turn: TurnRow, asked: Sequence[Call], usage: Mapping[str, JsonValue]) -> tuple[Asked, ...]:
-    """Suspend a turn, locked, and end its channel with what the user is asked, there and by called agents."""
-    below = [as_call(row) for row in await asked_calls(db, turn.id) if row.turn_id != turn.id]
-    told = round_suspended([*asked, *below], turn.channel_id, usage)
+    """Suspend a turn, locked, and end its channel with what the user is asked, there and by called agents.
+
+    Not looked up here: somebody may have decided since the caller found that there is something to ask.
+    """
+    told = round_suspended(asked, turn.channel_id, usage)
     await db.execute(
         update(ChannelRow)
         .where(ChannelRow.id == turn.channel_id)
@@ -153,8 +157,8 @@ async def suspend(db: Db, turn: TurnRow, asked: Sequence[Call], usage: Mapping[s
     return told
 
 
-async def _suspend_too(db: Db, runtime: Runtime, turn: TurnRow) -> None:
-    await suspend(db, turn, [], turn.usage)
+async def _suspend_too(db: Db, runtime: Runtime, turn: TurnRow, asked: Sequence[Call]) -> None:
+    await suspend(db, turn, asked, turn.usage)
     tell_parent(db, runtime, turn)
     channel = await read_channel(within(db), turn.channel_id)
     if channel is not None:
