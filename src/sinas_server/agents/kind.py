@@ -9,10 +9,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sqlalchemy import select
 
 from sinas_server.kernel import store
-from sinas_server.kernel.access import SYSTEM
+from sinas_server.kernel.default import replace_default
 from sinas_server.kernel.fields import JinjaSource, JsonSchema, is_stored
 from sinas_server.kernel.kind import IdOf, Kind, Ref, Spec, reference
-from sinas_server.kernel.store import Change, Resource
+from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tables import ResourceRow
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.jinja import check as check_template
@@ -255,19 +255,8 @@ def _enabled(spec: AgentSpec) -> Iterator[tuple[str, str, list[str]]]:
 
 
 async def _one_default(db: Db, old: Resource[AgentSpec] | None, new: Resource[AgentSpec] | None) -> None:
-    """An agent that becomes the default takes the place of the one before."""
-    if new is None or not new.spec.is_default or (old is not None and old.spec.is_default):
-        return
-    others = await db.execute(
-        select(ResourceRow.namespace, ResourceRow.name).where(
-            ResourceRow.kind == AGENT.name,
-            ResourceRow.deleted_at.is_(None),
-            ResourceRow.id != new.id,
-            ResourceRow.spec["is_default"].as_boolean(),
-        )
-    )
-    for namespace, name in others.all():
-        await store.change(db, SYSTEM, AGENT, namespace, name, Change({"is_default": False}))
+    if new is not None and new.spec.is_default and not (old is not None and old.spec.is_default):
+        await replace_default(db, AGENT, new)
 
 
 AGENT: Kind[AgentSpec] = Kind(

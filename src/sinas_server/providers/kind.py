@@ -3,17 +3,14 @@
 from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
-from sqlalchemy import select
 
 from sinas_server.backends.llm.scripted import MODEL_NAME, ScriptedRules
 from sinas_server.backends.net import ForbiddenAddressError, check_endpoint
-from sinas_server.kernel import store
-from sinas_server.kernel.access import SYSTEM
+from sinas_server.kernel.default import replace_default
 from sinas_server.kernel.kind import Kind, Spec
 from sinas_server.kernel.outbox import audit_change
 from sinas_server.kernel.secret import Secret, is_stored
-from sinas_server.kernel.store import Change, Resource
-from sinas_server.kernel.tables import ResourceRow
+from sinas_server.kernel.store import Resource
 from sinas_server.kernel.unit import Db
 from sinas_server.providers.prices import check_prices
 
@@ -99,19 +96,8 @@ class ProviderSpec(Spec):
 
 
 async def _one_default(db: Db, old: Resource[ProviderSpec] | None, new: Resource[ProviderSpec] | None) -> None:
-    """A provider that becomes the default takes the place of the one before."""
-    if new is None or not new.spec.is_default or (old is not None and old.spec.is_default):
-        return
-    others = await db.scalars(
-        select(ResourceRow.name).where(
-            ResourceRow.kind == PROVIDER.name,
-            ResourceRow.deleted_at.is_(None),
-            ResourceRow.id != new.id,
-            ResourceRow.spec["is_default"].as_boolean(),
-        )
-    )
-    for name in others.all():
-        await store.change(db, SYSTEM, PROVIDER, "", name, Change({"is_default": False}))
+    if new is not None and new.spec.is_default and not (old is not None and old.spec.is_default):
+        await replace_default(db, PROVIDER, new)
 
 
 async def _on_change(db: Db, old: Resource[ProviderSpec] | None, new: Resource[ProviderSpec] | None) -> None:
