@@ -11,13 +11,17 @@ from redis.exceptions import ConnectionError as RedisDown
 from sqlalchemy import func, select, update
 
 from sinas_server.chats.tables import TurnRow
+from sinas_server.kernel import store
+from sinas_server.kernel.access import SYSTEM
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.providers import admit, retention
+from sinas_server.providers.budget import BUDGET
 from sinas_server.providers.retention import USAGE_LOOP, purge_usage
 from sinas_server.providers.tables import BudgetRow, SpendingRow, UsageRow
 from tests.chats.conftest import get_chat, open_chat, working
 from tests.fakes.llm_server import Call, FakeLLM, Reply
 from tests.functions.conftest import port as port_of_functions
+from tests.identity.waiting import waits_or_ends
 from tests.people import Person, make_key, make_person
 from tests.providers.conftest import Ask, Json, Provide
 
@@ -288,6 +292,22 @@ async def test_many_calls_at_once_are_counted_exactly(
     assert {answer.status_code for answer in answers} == {200}
     rows = await runtime.database.read(select(SpendingRow.tokens))
     assert [row.tokens for row in rows] == [2000, 2000]
+
+
+async def test_a_call_is_recorded_while_its_budget_is_being_deleted(
+    provide: Provide, fake: FakeLLM, admin: Person, runtime: Runtime
+) -> None:
+    await provide("main")
+    await limit(admin, "mine", subject=admin.email)
+    fake.default = TOLD
+    async with runtime.database.unit() as db:
+        await store.delete(db, SYSTEM, BUDGET, "", "mine")
+        asking = asyncio.create_task(admin.http.post(URL, json=ASKED, timeout=60))
+        await waits_or_ends(runtime, asking)
+    answer = await asking
+    assert answer.status_code == 200, answer.text
+    assert len(await runtime.database.read(select(UsageRow.id))) == 1
+    assert await quota(admin) == []
 
 
 async def test_without_redis_what_was_spent_still_counts(

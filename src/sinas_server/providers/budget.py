@@ -73,6 +73,8 @@ async def _on_change(db: Db, old: Resource[BudgetSpec] | None, new: Resource[Bud
     known = new or old
     if known is None:
         return
+    # Calls that are being recorded now must be counted by them or by us, and in no budget that is going.
+    await db.execute(text("LOCK TABLE usage IN SHARE MODE"))
     if new is None or not new.is_active:
         await db.execute(delete(BudgetRow).where(BudgetRow.id == known.id))
         return
@@ -86,8 +88,6 @@ async def _on_change(db: Db, old: Resource[BudgetSpec] | None, new: Resource[Bud
         "max_tokens": spec.max_tokens,
         "max_usd": None if spec.max_usd is None else Decimal(str(spec.max_usd)),
     }
-    # Calls that are being recorded now must be counted by them or by us.
-    await db.execute(text("LOCK TABLE usage IN SHARE MODE"))
     row = insert(BudgetRow).values(id=new.id, **values)
     await db.execute(row.on_conflict_do_update(index_elements=["id"], set_=values))
     if old is None or not old.is_active or not spec.counts_like(old.spec):
