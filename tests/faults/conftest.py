@@ -59,7 +59,7 @@ RULES: list[dict[str, object]] = [
 ]
 DICE = [{"answer": "I rolled" + " {{ range(100000) | random }}" * 5}]
 """A model that never says the same again."""
-CALL = "call_agent_t__dice"
+CALL = "call_agent_t__called"
 BOSS: list[dict[str, object]] = [
     {"when": {"contains": "go"}, "answer": "I ask.", "call": [{"tool": CALL, "arguments": {"message": "roll"}}]},
     {"when": {"after_tool": CALL}, "answer": f"It said: {{{{ results['{CALL}'].response }}}}"},
@@ -124,10 +124,11 @@ async def add_agent(
     rules: Sequence[Mapping[str, object]],
     functions: Sequence[str],
     *agents: str,
+    delay_ms: int = 5,
     **more: object,
 ) -> None:
-    """An agent `t/NAME` whose model follows these rules."""
-    config = {"rules": rules, "chunk_size": 8, "delay_ms": 5}
+    """An agent `t/NAME` whose model follows these rules, with this time between what it says and what it goes on with."""
+    config = {"rules": rules, "chunk_size": 8, "delay_ms": delay_ms}
     provider = {"name": name, "provider_type": "scripted", "config": config}
     made = await stack.ask("POST", "/api/v1/llm-providers", provider)
     agent = {
@@ -155,7 +156,9 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         await stack.ask("POST", "/api/v1/functions", {**trusted, **ANY})
         await add_agent(stack, "agent", RULES, [f"t/{name}" for name in FUNCTIONS])
         await add_agent(stack, "dice", DICE, [])
-        await add_agent(stack, "boss", BOSS, [], "t/dice")
+        # Whoever calls it waits before it answers, as the points say.
+        await add_agent(stack, "called", DICE, [], delay_ms=100)
+        await add_agent(stack, "boss", BOSS, [], "t/called")
         await add_agent(stack, "busy", BUSY, [f"t/{name}" for name in FUNCTIONS])
         needs_user: dict[str, object] = {"approval_policy": {"t/once": "ask"}, "system_tools": ["askUser"]}
         await add_agent(stack, "asks", ASKS, [f"t/{name}" for name in FUNCTIONS], **needs_user)
