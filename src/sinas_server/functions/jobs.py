@@ -95,7 +95,7 @@ _KEPT = (ResourceRow.id == ExecutionRow.function_id, ResourceRow.deleted_at.is_(
 
 
 def _beginning(claiming: ReturningUpdate[*tuple[object, ...]]) -> Executable:
-    """Has the claim note the start, open the grant and read the function, null if it was deleted.
+    """Has the claim note the start, open the grant and read the function; nulls for a user or function that is gone.
 
     The start of an agent's call is noted apart (`_begin`), because one that has begun may not be repeated.
     """
@@ -104,14 +104,12 @@ def _beginning(claiming: ReturningUpdate[*tuple[object, ...]]) -> Executable:
     version_now = func.coalesce(version, ExecutionRow.version)
     claimed = claiming.values(started_at=started, version=version_now).cte("claimed")
     row = claimed.c
-    opened = opening_grants(
-        select(row.id, row.user_id, row.api_key_id, _owners(claimed), row.depth + 1, _expiry(claimed))
-    )
-    granted = opened.cte("granted")
+    begun = select(row.id, row.user_id, row.api_key_id, _owners(claimed), row.depth + 1, _expiry(claimed))
+    granted = opening_grants(begun).cte("granted")
     return (
         select(*row, granted.c.token_id, granted.c.expires_at, cast(ResourceRow.spec, Text).label("spec"))
         .add_columns(case((row.shared_pool, rights_of(row.function_owner_id))).label("owner"))
-        .join(granted, granted.c.execution_id == row.id)
+        .outerjoin(granted, granted.c.execution_id == row.id)
         .outerjoin(ResourceRow, and_(ResourceRow.id == row.function_id, ResourceRow.deleted_at.is_(None)))
     )
 
@@ -256,6 +254,8 @@ async def _attempt(runtime: Runtime, claim: Claim[ExecutionRow], on_output: OnOu
     """Run the code once, unless that is not safe. Raises `SandboxBusy`."""
     row, function = claim.row, _function(claim)
     lost = row.attempt - 1 - row.failures
+    if claim.found["token_id"] is None:
+        return End(cause=Cause.FUNCTION, error="The user for whom it was to run was deleted", final=True)
     if function is None:
         return End(cause=Cause.FUNCTION, error=f"Function '{row.namespace}/{row.name}' was deleted", final=True)
     if claim.interrupted and lost > MAX_LOST:
