@@ -64,8 +64,10 @@ async def change_password(
     passwords.require_passwords(runtime)
     caller.require("users", "update", caller.id)
     await limit_login(runtime, client_of(request).address, caller.email)
-    await passwords.check(runtime, caller.email, body.old_password)
-    await passwords.store(db, caller.id, await passwords.new_hash(runtime, body.new_password, "new_password"))
+    found = await passwords.check(runtime, caller.email, body.old_password)
+    hashed = await passwords.new_hash(runtime, body.new_password, "new_password")
+    await passwords.hold(db, found)
+    await passwords.store(db, caller.id, hashed)
     await end_of(db, caller.id, besides=caller.credential)
     await audit(db, caller, "change_password", ("user", caller.email))
 

@@ -68,15 +68,23 @@ async def log_in(runtime: Runtime, email: str, password: str, client: Client) ->
     """Begin a session with a password. Raises `BadRequestError` for a wrong one or an unknown address."""
     found = await check(runtime, email, password)
     async with runtime.database.unit() as db:
-        active = select(UserRow.id).where(UserRow.id == found.user_id, UserRow.is_active)
-        same = select(PasswordRow.user_id).where(
-            PasswordRow.user_id == found.user_id, PasswordRow.changed_at == found.changed_at
-        )
-        for still in (active, same):  # neither deactivated nor changed while the password was being checked
-            if (await db.execute(still.with_for_update())).first() is None:
-                raise BadRequestError(WRONG_PASSWORD)
+        await hold(db, found)
         begun = await begin(db, runtime, found.user_id, client)
     return await complete(runtime, begun)
+
+
+async def hold(db: Db, found: Checked) -> None:
+    """Lock what was checked until the transaction ends.
+
+    Raises `BadRequestError` if the user was deactivated or the password changed while it was being checked.
+    """
+    active = select(UserRow.id).where(UserRow.id == found.user_id, UserRow.is_active)
+    same = select(PasswordRow.user_id).where(
+        PasswordRow.user_id == found.user_id, PasswordRow.changed_at == found.changed_at
+    )
+    for still in (active, same):
+        if (await db.execute(still.with_for_update())).first() is None:
+            raise BadRequestError(WRONG_PASSWORD)
 
 
 async def reset(runtime: Runtime, session_id: UUID, code: str, hashed: str) -> None:

@@ -213,7 +213,9 @@ async def members(name: RoleName, db: CurrentDb, caller: CurrentCaller) -> list[
 async def add_member(name: RoleName, body: UserRoleAdd, db: CurrentDb, caller: CurrentCaller) -> UserRoleResponse:
     """Takes everything the role holds: nobody gives what he does not have. Adding a member again changes nothing."""
     role = await _editable(db, caller, name, "update")
-    user = (await db.execute(select(UserRow).where(UserRow.id == body.user_id))).scalar_one_or_none()
+    known = select(UserRow).where(UserRow.id == body.user_id)
+    # Locked, so that nobody deletes the user meanwhile.
+    user = await db.scalar(known.with_for_update(read=True, key_share=True))
     if user is None:
         raise NotFoundError("User not found")
     new = upsert(UserRoleRow).values(user_id=user.id, role_id=role.id).on_conflict_do_nothing()

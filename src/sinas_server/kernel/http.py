@@ -14,9 +14,9 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sinas_server.backends.db import is_passing
+from sinas_server.backends.db import is_orphan, is_passing
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import SinasError, UnavailableError
+from sinas_server.kernel.errors import ConflictError, SinasError, UnavailableError
 from sinas_server.kernel.runtime import Credentials, Runtime
 from sinas_server.kernel.unit import Db
 from sinas_server.kit.json import BadJsonError, parse
@@ -159,6 +159,9 @@ def _http_error(request: Request, error: Exception) -> Problem:
 def _database_error(request: Request, error: Exception) -> Problem:
     if isinstance(error, DataError):
         return Problem(422, {"detail": "a value is out of the range that can be stored", "code": "invalid"})
+    if is_orphan(error):
+        gone = ConflictError("something that this needs was deleted at the same time")
+        return _sinas_error(request, gone)
     if is_passing(error):
         busy = UnavailableError("the database is not available; try again", {"Retry-After": "1"})
         return _sinas_error(request, busy)

@@ -76,6 +76,11 @@ def is_busy(error: BaseException) -> bool:
     )
 
 
+def is_orphan(error: BaseException) -> bool:
+    """Whether a row was refused because what it belongs to is gone."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "23503"
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether what failed can be done a little later: the server went away, or is busy."""
     return is_lost(error) or is_busy(error)
