@@ -1,10 +1,13 @@
 """The package that every installation approves by itself: the platform's public client."""
 
+from contextlib import suppress
+
 from sqlalchemy import func, select
 
 from sinas_server.dependencies.kind import DEPENDENCY, is_allowed
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM, Caller
+from sinas_server.kernel.errors import AlreadyExistsError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import AuditRow
 
@@ -24,4 +27,5 @@ async def bootstrap(runtime: Runtime, _admin: Caller) -> None:
         if known or not allowed:
             return
         spec = store.validated(DEPENDENCY, {"package_name": CLIENT})
-        await store.create(db, SYSTEM, DEPENDENCY, ("", CLIENT), spec)
+        with suppress(AlreadyExistsError):  # by another process that starts
+            await store.create(db, SYSTEM, DEPENDENCY, ("", CLIENT), spec)

@@ -30,7 +30,8 @@ class PackageFollower:
         """Set after the first step: functions find their packages, or the log says why not."""
         self._directories = directories
         self._drivers = drivers
-        self._current: UUID | None = None
+        self._current: tuple[UUID, int] | None = None
+        """Which set is used, and the attempt that made its lock: it may be made anew."""
         self._used: PackageSet | None = None
         self._not_before = 0.0
 
@@ -43,7 +44,7 @@ class PackageFollower:
         """Use the set in force if another one is used so far."""
         try:
             row = await set_in_force(runtime.database)
-            if row is not None and row.id != self._current and monotonic() >= self._not_before:
+            if row is not None and (row.id, row.attempt) != self._current and monotonic() >= self._not_before:
                 await self._follow(runtime, row)
             await self._tidy()
         finally:
@@ -62,7 +63,7 @@ class PackageFollower:
             else:
                 self._not_before = monotonic() + RETRY_SECONDS
             return
-        self._current, self._used = row.id, wanted
+        self._current, self._used = (row.id, row.attempt), wanted
         await note_ready(runtime, row.id)
         log.info("packages in use", set=str(row.id), requirements=row.requirements)
 

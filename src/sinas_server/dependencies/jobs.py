@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, func, select, update
 
 from sinas_server.backends.packages import PackageError, PackageTool, UnsatisfiableError
 from sinas_server.dependencies.install import open_tool
@@ -61,13 +61,18 @@ async def run(runtime: Runtime, claim: Claim[PackageSetRow]) -> None:
 async def _read(db: Db, row: PackageSetRow) -> Wanted | None:
     """What is approved now; None if another set will hold it too, or the row is no longer ours."""
     # Waiting, it reads after us; read after us, it has what we were asked for.
-    is_later = PackageSetRow.status == "PENDING"
+    is_later = and_(PackageSetRow.status == "PENDING", PackageSetRow.run_at <= func.now())
     if row.read_at is not None:
         is_later |= PackageSetRow.read_at > row.read_at
     later = select(PackageSetRow.id).where(PackageSetRow.id != row.id, is_later)
     ours = PackageSetRow.id == row.id, PackageSetRow.attempt == row.attempt, PackageSetRow.status == "RUNNING"
     if await db.scalar(later.limit(1)) is not None:
         await db.execute(update(PackageSetRow).where(*ours).values(status="SUPERSEDED", lease_until=None))
+        return None
+    # The time is taken before the approvals are read: what is approved in between is in a set of a later time.
+    noted = update(PackageSetRow).where(*ours)
+    kept = await db.execute(noted.values(read_at=func.clock_timestamp(), message=None).returning(PackageSetRow.id))
+    if kept.first() is None:
         return None
     allowed = db.settings.allowed_packages
     required, optional, left_out = [], [], {}
@@ -79,9 +84,8 @@ async def _read(db: Db, row: PackageSetRow) -> Wanted | None:
         else:
             required.append(found.spec.requirement)
     wanted = Wanted(tuple(required), tuple(optional), left_out)
-    values = {"read_at": func.clock_timestamp(), "requirements": [*wanted.all, *left_out], "message": None}
-    kept = await db.execute(update(PackageSetRow).where(*ours).values(**values).returning(PackageSetRow.id))
-    return wanted if kept.first() is not None else None
+    await db.execute(noted.values(requirements=[*wanted.all, *left_out]))
+    return wanted
 
 
 async def _locked(tool: PackageTool, wanted: Wanted, preferred: str) -> tuple[Wanted, str]:
