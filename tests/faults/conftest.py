@@ -127,7 +127,7 @@ async def add_agent(
     delay_ms: int = 5,
     **more: object,
 ) -> None:
-    """An agent `t/NAME` whose model follows these rules, with this time between what it says and what it goes on with."""
+    """An agent `t/NAME` whose model follows these rules, with this time between what it says and what comes next."""
     config = {"rules": rules, "chunk_size": 8, "delay_ms": delay_ms}
     provider = {"name": name, "provider_type": "scripted", "config": config}
     made = await stack.ask("POST", "/api/v1/llm-providers", provider)
@@ -160,8 +160,9 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         await add_agent(stack, "called", DICE, [], delay_ms=100)
         await add_agent(stack, "boss", BOSS, [], "t/called")
         await add_agent(stack, "busy", BUSY, [f"t/{name}" for name in FUNCTIONS])
-        needs_user: dict[str, object] = {"approval_policy": {"t/once": "ask"}, "system_tools": ["askUser"]}
-        await add_agent(stack, "asks", ASKS, [f"t/{name}" for name in FUNCTIONS], **needs_user)
+        once, tools = {"t/once": "ask"}, ["askUser"]
+        every = [f"t/{name}" for name in FUNCTIONS]
+        await add_agent(stack, "asks", ASKS, every, approval_policy=once, system_tools=tools)
         await add_agent(stack, "chief", CHIEF, [], "t/asks")
         await add_agent(stack, "prompted", PROMPTED, ["t/prompts"])
         seen: dict[str, object] = {"function": "t/again", "on_timeout": "block", "timeout_seconds": 60}
