@@ -1,16 +1,23 @@
 """Applying documents: what is declared comes to be, all of it or nothing."""
 
+import asyncio
 import dataclasses
 
+import pytest
 import yaml
 from sqlalchemy import text
 
 from sinas_server.functions.kind import FUNCTION
+from sinas_server.kernel import apply as kernel_apply
 from sinas_server.kernel import store
-from sinas_server.kernel.access import SYSTEM
+from sinas_server.kernel.access import SYSTEM, Caller
+from sinas_server.kernel.apply import Order
+from sinas_server.kernel.kind import Kind, Spec
 from sinas_server.kernel.runtime import Runtime
-from sinas_server.kernel.store import Change, Managed
+from sinas_server.kernel.store import Change, Managed, Resource
+from sinas_server.kernel.unit import Db
 from tests.config.documents import FULL, Json, apply, document, export, validate
+from tests.identity.waiting import waits_or_ends
 from tests.people import Person
 
 NOTHING: Json = {"created": {}, "updated": {}, "unchanged": {}, "deleted": {}}
@@ -197,6 +204,45 @@ async def test_it_leaves_alone_what_others_made(admin: Person, runtime: Runtime)
     mine = (await admin.http.get("/api/v1/functions/default/mine")).json()
     assert (mine["code"], mine["managed_by"]) == ("x = 1", "config")
     assert (await apply(admin.http, config))["summary"] == {**NOTHING, "unchanged": {"function": 2}}
+
+
+PROVIDER = document("  llmProviders: [{name: p, type: openai, endpoint: 'https://llm.example/v1'}]\n")
+
+
+async def test_two_that_apply_the_same_at_once_both_succeed(admin: Person, runtime: Runtime) -> None:
+    """Like the replicas of a deployment, or two of its pipelines."""
+    caller = dataclasses.replace(SYSTEM, id=admin.id)
+    async with runtime.database.unit() as db:  # the first one, just before its end
+        order = Order(caller, Managed("config", None))
+        await kernel_apply.apply(db, order, tuple(runtime.kinds.values()), yaml.safe_load(PROVIDER)["spec"])
+        second = asyncio.create_task(apply(admin.http, PROVIDER))
+        await waits_or_ends(runtime, second)
+    assert (await second)["summary"] == {**NOTHING, "unchanged": {"llm_provider": 1}}
+
+
+async def test_a_secret_that_is_changed_meanwhile_is_kept(
+    admin: Person, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document leaves it out; it was changed after the old one had been looked at."""
+    await apply(admin.http, document("  llmProviders: [{name: p, type: openai, apiKey: sk-one}]\n"))
+    changed = asyncio.Event()
+
+    read = store.read
+
+    async def then_it_is_changed(db: Db, caller: Caller, kind: Kind[Spec], namespace: str, name: str) -> Resource[Spec]:
+        found = await read(db, caller, kind, namespace, name)
+        if not changed.is_set():
+            changed.set()
+            answer = await admin.http.put("/api/v1/llm-providers/p", json={"api_key": "sk-two"})
+            assert answer.status_code == 200, answer.text
+        return found
+
+    monkeypatch.setattr(store, "read", then_it_is_changed)
+    report = await apply(admin.http, PROVIDER)
+    assert report["summary"] == {**NOTHING, "updated": {"llm_provider": 1}}, report
+    [row] = await runtime.database.rows(text("SELECT spec FROM resources WHERE name = 'p'"))
+    assert runtime.database.sealer.open(row.spec["api_key"]) == "sk-two"
+    assert row.spec["api_endpoint"] == "https://llm.example/v1"
 
 
 async def test_drift_is_put_right(admin: Person) -> None:

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from sinas_server.functions import jobs
+from sinas_server.functions import concurrency, jobs
 from sinas_server.functions.concurrency import ADMIT_LOOP
 from sinas_server.functions.tables import QUEUE, ExecutionRow, Status
 from sinas_server.kernel.job import Claim, Job, Worker
@@ -141,6 +143,25 @@ async def test_a_limit_that_is_lifted_frees_all(runtime: Runtime, user: Person, 
     await user.http.put("/api/v1/functions/default/limited", json={"max_concurrency": None})
     await ADMIT_LOOP.step(runtime)
     assert (await runtime.database.rows(held))[0][0] == 0
+
+
+async def test_what_cannot_be_admitted_at_once_was_asked_for_all_the_same(
+    runtime: Runtime, user: Person, declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told that it was not asks again, and has it run twice."""
+
+    async def busy(runtime: Runtime, function_id: UUID) -> None:
+        raise PoolTimeoutError("no connection is free")
+
+    await declare("limited", max_concurrency=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(concurrency, "_admit", busy)
+        execution_id = await queue(user, "limited")
+        cancelled = await user.http.post(f"/executions/{await queue(user, 'limited')}/cancel")
+        assert (cancelled.status_code, cancelled.json()["status"]) == (200, "CANCELLED")
+    await ADMIT_LOOP.step(runtime)
+    [row] = await runtime.database.rows(select(ExecutionRow.id).where(~ExecutionRow.held))
+    assert str(row.id) == execution_id
 
 
 async def test_one_that_waits_for_a_person_does_not_count_and_goes_on_at_once(

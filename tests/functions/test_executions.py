@@ -1,21 +1,23 @@
 """Reading the history of executions, and who may."""
 
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 
 from sinas_server.functions import retention
 from sinas_server.functions import tree as tree_module
 from sinas_server.functions.batches import create_batch
+from sinas_server.functions.cancel import cancel_executions
 from sinas_server.functions.retention import purge_executions
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.access import SYSTEM
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import BatchRow
+from sinas_server.kernel.unit import Db
 from sinas_server.kit.clock import now
 from tests.functions.conftest import Declare
 from tests.people import Person, http_client, make_key, make_person
@@ -138,6 +140,21 @@ async def test_malformed_ids_are_no_server_errors(user: Person) -> None:
         assert (await user.http.get(path)).status_code in (404, 422), path
     for verb in ("cancel", "continue"):
         assert (await user.http.post(f"/executions/x/{verb}", json={"input": "x"})).status_code == 422
+
+
+async def test_what_is_cancelled_twice_at_once_is_cancelled_for_both(
+    runtime: Runtime, user: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution_id = await record(runtime, user, status="PENDING")
+
+    async def after_another(db: Db, runtime: Runtime, which: ColumnElement[bool]) -> set[UUID]:
+        async with runtime.database.unit() as others:
+            await cancel_executions(others, runtime, which)
+        return await cancel_executions(db, runtime, which)
+
+    monkeypatch.setattr("sinas_server.functions.executions.cancel_executions", after_another)
+    answer = await user.http.post(f"/executions/{execution_id}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (200, "CANCELLED")
 
 
 async def test_canceling_what_is_queued(runtime: Runtime, user: Person) -> None:

@@ -1,18 +1,21 @@
 """What executions print, as it is printed."""
 
 import asyncio
+import dataclasses
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
 import pytest
 from fastapi import FastAPI
+from redis.asyncio import Redis
 from sqlalchemy import select, update
 
-from sinas_server.backends.stream import START, Position
-from sinas_server.functions.live_log import LiveLog, follow
+from sinas_server.backends.stream import START, Position, StreamEvent
+from sinas_server.backends.stream.redis import RedisStreams
+from sinas_server.functions.live_log import AFTERWARDS_SECONDS, LiveLog, follow
 from sinas_server.functions.tables import ExecutionRow
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
@@ -141,6 +144,35 @@ async def test_nothing_is_published_that_nobody_watches(
     await declare("prints", PRINTS)
     await until(user, await queue(user, "prints"), "COMPLETED")
     assert await runtime.redis.keys("*execution-log*") == []
+
+
+class Slow(RedisStreams):
+    """Its answers take as long as somebody waits for them."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self.made = asyncio.Event()
+
+    async def create(self, channel: str, events: Sequence[StreamEvent] = (), *, tell: Sequence[str] = ()) -> None:
+        await super().create(channel, events, tell=tell)
+        self.made.set()
+        await asyncio.Event().wait()
+
+
+async def test_the_end_comes_while_it_is_published_for_the_first_time(runtime: Runtime, user: Person) -> None:
+    """Who watches is told so, and Redis need not keep it for a week."""
+    execution_id = await record(runtime, user)
+    [found] = await runtime.database.rows(select(*ExecutionRow.__table__.columns))
+    slow = Slow(runtime.redis)
+    live_log = LiveLog(dataclasses.replace(runtime, streams=slow), ExecutionRow.loaded(found._asdict()))
+    live_log.on_output("stdout", "first")
+    async with asyncio.timeout(60), runtime.signals.listen(f"execution-log:{execution_id}") as more:
+        while not slow.made.is_set():
+            await runtime.signals.signal(f"execution-watch:{execution_id}")
+            await asyncio.sleep(0.01)
+        await live_log.close()
+        assert await more.wait(60)
+    assert 0 < await runtime.redis.ttl(f"sinas:stream:execution-log:{execution_id}") <= AFTERWARDS_SECONDS
 
 
 async def test_what_is_printed_after_the_end_is_nobodys(runtime: Runtime, user: Person) -> None:

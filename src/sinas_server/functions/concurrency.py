@@ -6,7 +6,9 @@ once, when another one ends, or, if a process died in between, by the loop. Clai
 
 from uuid import UUID
 
+import structlog
 from sqlalchemy import Integer, cast, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from sinas_server.backends.db.direct import constant
 from sinas_server.functions.tables import QUEUE, ExecutionRow
@@ -15,6 +17,7 @@ from sinas_server.kernel.loop import Loop
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tables import ResourceRow
 
+log = structlog.get_logger()
 EVERY_SECONDS = 1.0
 _PENDING, _RUNNING = constant("PENDING"), constant("RUNNING")
 _LIMITED = ExecutionRow.max_concurrency.is_not(None)
@@ -23,6 +26,17 @@ _WAITING = select(ExecutionRow.function_id).where(*_WAITS).distinct()
 
 
 async def admit(runtime: Runtime, function_id: UUID) -> None:
+    """Let workers claim the function's held executions for which there is room; if not now, the loop does.
+
+    What it follows has been done: nobody is to be told that it has not.
+    """
+    try:
+        await _admit(runtime, function_id)
+    except SQLAlchemyError as error:
+        log.warning("executions are admitted later", function=str(function_id), error=str(error).partition("\n")[0])
+
+
+async def _admit(runtime: Runtime, function_id: UUID) -> None:
     """Let workers claim as many of the function's held executions as its limit of this moment leaves room for.
 
     Those that others wait for come first, like in every queue. The lock on the function's row makes processes take
@@ -53,7 +67,7 @@ async def admit(runtime: Runtime, function_id: UUID) -> None:
 async def _admit_all(runtime: Runtime) -> None:
     """What has become due, and what was missed by a process that died or a limit that was raised."""
     for row in await runtime.database.lookup(_WAITING, {}):
-        await admit(runtime, row.function_id)
+        await _admit(runtime, row.function_id)
 
 
 ADMIT_LOOP = Loop("admit executions of limited functions", EVERY_SECONDS, _admit_all)

@@ -119,9 +119,9 @@ def _add_control(router: APIRouter) -> None:
     async def cancel(execution_id: Id, runtime: Run, db: CurrentDb, caller: CurrentCaller) -> Response:
         row = await seen_execution(db, caller, execution_id, "update")
         canceled = await cancel_executions(db, runtime, ExecutionRow.id == execution_id)
+        await db.refresh(row)  # before it is judged: another one may have cancelled it just now
         if not canceled and row.status != Status.CANCELLED:
             raise ConflictError("the execution has ended already")
-        await db.refresh(row)
         return JsonAnswer(execution_view(row))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -32,7 +31,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from sinas_server.backends.sandbox import (
@@ -219,8 +217,7 @@ async def run(runtime: Runtime, claim: Claim[ExecutionRow]) -> None:
 async def leave_room(runtime: Runtime, row: ExecutionRow) -> None:
     """Let another execution of a limited function begin, after this one has ended or been killed."""
     if row.max_concurrency is not None and row.function_id is not None:
-        with suppress(SQLAlchemyError):  # the loop admits it otherwise
-            await admit(runtime, row.function_id)
+        await admit(runtime, row.function_id)
 
 
 async def fail(runtime: Runtime, claim: Claim[ExecutionRow], error: str) -> None:

@@ -103,9 +103,9 @@ class LiveLog:
             return sent
         events = list(self._events(sent, ready))
         if sent == 0:
+            self._published = True  # first: it may be stopped in the middle
             await streams.create(self._channel, events)
             await streams.expire(self._channel, int(self._row.timeout) + AFTERWARDS_SECONDS)
-            self._published = True
         else:
             await streams.append(self._channel, events)
         await self._runtime.signals.signal(_more_topic(self._row.id))

@@ -9,7 +9,14 @@ from typing import Any, Literal
 from sinas_server.kernel import references, store
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.declared import Entry, id_fields, keeps_secrets, read_entry
-from sinas_server.kernel.errors import InvalidError, Location, NotFoundError, SinasError
+from sinas_server.kernel.errors import (
+    AlreadyExistsError,
+    InvalidError,
+    Location,
+    NotFoundError,
+    PreconditionFailedError,
+    SinasError,
+)
 from sinas_server.kernel.kind import Kind, Ref
 from sinas_server.kernel.store import Change, Managed, Resource
 from sinas_server.kernel.unit import Db
@@ -148,7 +155,10 @@ async def _one(work: _Work, kind: Kind[Any], path: str, entry: Entry) -> None:
     if (kind.name, ref) in work.seen:
         raise InvalidError([(("body", "name"), f"{kind.label} '{ref}' is declared twice")])
     work.seen.add((kind.name, ref))
-    change, resource = await _written(work, kind, ref, entry)
+    try:
+        change, resource = await _written(work, kind, ref, entry)
+    except (AlreadyExistsError, PreconditionFailedError):  # somebody else has written it since it was looked at
+        change, resource = await _written(work, kind, ref, entry)
     work.report.changes.append(change)
     if change.details:
         work.report.warnings.append(Problem(path, change.details))
@@ -172,7 +182,7 @@ async def _written(work: _Work, kind: Kind[Any], ref: str, entry: Entry) -> tupl
     same = store.fingerprint(db, spec) == old.checksum and old.is_active == entry.is_active
     if same and old.managed_by == order.managed.by and old.config_checksum == old.checksum:
         return ResourceChange("unchanged", kind.name, ref), old
-    asked = Change(store.plain(spec), is_active=entry.is_active, managed=order.managed)
+    asked = Change(store.plain(spec), is_active=entry.is_active, if_version=old.version, managed=order.managed)
     new = await store.change(db, order.caller, kind, *name, asked)
     return ResourceChange("update", kind.name, ref, changes=_differences(old, new)), new
 
