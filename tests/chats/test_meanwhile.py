@@ -10,8 +10,8 @@ from pydantic import JsonValue
 from sqlalchemy import select
 
 from sinas_server.agents.kind import AgentSpec
-from sinas_server.chats import approval, invoke, send, waits
-from sinas_server.chats.asked import root_of
+from sinas_server.chats import approval, asked, invoke, send, waits
+from sinas_server.chats.asked import Resumed, root_of
 from sinas_server.chats.chat import Wanted, create_chat
 from sinas_server.chats.delegate import AgentTools
 from sinas_server.chats.tables import ChatRow, Status, ToolCallRow, TurnRow
@@ -20,7 +20,7 @@ from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.unit import Db
 from tests.chats.busy import an_agent, in_a_call, waiting
-from tests.chats.conftest import CountingTools, Declare, Json, get_chat, open_chat, stream
+from tests.chats.conftest import CountingTools, Declare, Json, get_chat, open_chat, reread, stream, text_of
 from tests.chats.test_agents import DANGER, statuses, two
 from tests.people import Person
 
@@ -135,6 +135,50 @@ async def test_two_tools_are_allowed_for_always_at_once(
     await approve(user, calls.pop(), always_allow=True)
     [chat] = await runtime.database.rows(select(ChatRow.always_allowed).where(ChatRow.id == UUID(chat_id)))
     assert set(chat.always_allowed) == {f"counting:{tool}" for tool in tools}
+
+
+async def test_the_last_two_decisions_on_a_called_agent_at_once_let_it_go_on(
+    user: Person, declare: Declare, worker: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who decides first is told where the turn goes on, though it was not told yet that it can."""
+    looked, deciding, resume_soon = asyncio.Event(), list[asyncio.Task[None]](), waits._resume_soon
+
+    async def and_the_other_too(runtime: Runtime, turn_id: UUID) -> Resumed:
+        if not deciding:
+            deciding.append(asyncio.create_task(approve(user, {**calls.pop(), "chat_id": chat_id})))
+            while len(await statuses_of(Status.SUSPENDED)) > 1:
+                await asyncio.sleep(0.01)
+        return await asked.go_on(runtime, turn_id)
+
+    async def statuses_of(status: Status) -> list[str]:
+        return [each for each in await statuses(runtime) if each == status]
+
+    async def seen(db: Db, turn_id: UUID) -> list[ToolCallRow]:
+        found = await waits.asked_calls(db, turn_id)
+        if not found:
+            looked.set()
+        return found
+
+    async def once_seen(runtime: Runtime, turn_id: UUID) -> None:
+        await looked.wait()
+        await resume_soon(runtime, turn_id)
+
+    calling: Json = {"call": [{"tool": "shop/danger"}, {"tool": "shop/danger"}]}
+    rules: list[JsonValue] = [
+        {"when": {"contains": "Buy"}, **calling},
+        {"when": {"after_tool": "shop/danger"}, "answer": "Bought."},
+    ]
+    chat_id = await open_chat(user, await two(declare, "Buy", rules=rules, enabled_functions=["shop/danger"]))
+    await stream(user, chat_id, "go")
+    calls: list[Json] = (await user.http.get("/approvals")).json()
+    monkeypatch.setattr(approval, "go_on", and_the_other_too)
+    monkeypatch.setattr(asked, "asked_calls", seen)
+    monkeypatch.setattr(waits, "_resume_soon", once_seen)
+    path = f"/chats/{chat_id}/approve-tool/{calls.pop()['tool_call_id']}"
+    told = (await user.http.post(path, json={"approved": True})).json()
+    assert told["resume"] == "queued"
+    assert text_of(await reread(user, chat_id, told["channel_id"])) == "It says: Bought."
+    await asyncio.gather(*deciding)
 
 
 async def test_two_messages_under_a_new_session_key_are_one_conversation(

@@ -3,9 +3,11 @@
 import dataclasses
 from typing import cast
 
+import pytest
 from sqlalchemy import func, select
 
 from sinas_server.backends.llm import Answer, ProviderError, TextDelta, ToolCall, Usage
+from sinas_server.chats import testing, testing_routes
 from sinas_server.chats.delegate import AgentTools
 from sinas_server.chats.tables import ChatRow
 from sinas_server.chats.testing_tables import RecordedRow
@@ -153,6 +155,26 @@ async def test_stubbed_tools_are_not_called(
     assert results["call_0"] == '{"price":7}'
     assert results["b"] == "Error: it is broken"
     assert len(tools.ran) == 1
+
+
+@pytest.mark.parametrize(("name", "status"), [("test_of", 404), ("keep", 200)])
+async def test_a_chat_that_is_deleted_while_it_is_judged(
+    name: str, status: int, admin: Person, declare: Declare, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = getattr(testing, name)
+
+    async def deleted_before(*given: object) -> object:
+        answer = await admin.http.delete(f"/chats/{chat_id}")
+        assert answer.status_code == 204, answer.text
+        return await step(*given)
+
+    agent = await declare("plain")
+    await declare("judge", default='{"passed": true, "reason": "It is."}')
+    chat_id = await begin(admin, agent, mode="record")
+    monkeypatch.setattr(testing_routes if name == "test_of" else testing, name, deleted_before)
+    body = {"rubric": "The answer is polite.", "provider": "for-judge"}
+    judged = await admin.http.post(f"/chats/{chat_id}/judge", json=body)
+    assert judged.status_code == status, judged.text
 
 
 async def test_a_judge_is_recorded_too(admin: Person, declare: Declare, runtime: Runtime, tools: CountingTools) -> None:

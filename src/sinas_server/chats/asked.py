@@ -8,7 +8,7 @@ from sqlalchemy import Select, insert, select, update
 from sinas_server.chats.events import round_suspended
 from sinas_server.chats.record import as_call, locked_turn
 from sinas_server.chats.tables import CallStatus, ChannelRow, ChatRow, Status, ToolCallRow, TurnRow
-from sinas_server.chats.waits import asked_calls, waiting_calls
+from sinas_server.chats.waits import asked_calls, resume, waiting_calls
 from sinas_server.kernel.access import Caller
 from sinas_server.kernel.errors import ForbiddenError, NotFoundError
 from sinas_server.kernel.runtime import Runtime
@@ -103,8 +103,13 @@ async def go_on(runtime: Runtime, turn_id: UUID) -> Resumed:
             raise NotFoundError("the chat was deleted")
         if turn.status != Status.SUSPENDED:
             return Resumed(turn.id, turn.channel_id, queued=True)
-        channel_id = uuid4()
         waiting = [as_call(row) for row in await asked_calls(db, turn.id)]
+        if not waiting:  # an agent called in it goes on, which it has not been told: the last decision was another one
+            await db.refresh(turn, with_for_update=True)
+            goes_on = await resume(db, runtime, turn) if turn.status == Status.SUSPENDED else turn.channel_id
+            if goes_on is not None:
+                return Resumed(turn.id, goes_on, queued=True)
+        channel_id = uuid4()
         await db.execute(
             insert(ChannelRow).values(
                 id=channel_id,

@@ -5,7 +5,7 @@ be the caller's to test (`sinas.agents.test`), since whoever writes the answers 
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 from uuid import UUID
@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 
 from sinas_server.agents.kind import AGENT, AgentSpec
 from sinas_server.backends.llm import Answer, Event, ModelRequest, ProviderConfig, ProviderError
@@ -31,7 +32,7 @@ from sinas_server.chats.ask import ask
 from sinas_server.chats.tables import ChatRow
 from sinas_server.chats.testing_tables import RecordedRow, TestChatRow
 from sinas_server.kernel.access import Caller
-from sinas_server.kernel.errors import ConflictError
+from sinas_server.kernel.errors import ConflictError, NotFoundError
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Resource
 from sinas_server.kernel.tool import Tool, ToolResult
@@ -127,8 +128,9 @@ class ChatTest:
             said = next(as_said(event, request) for event in events if isinstance(event, Answer))
         except ProviderError as error:
             said = as_failed(error)
-        async with runtime.database.unit() as db:
-            await keep(db, self.id, [Exchange(asked=asked, said=said)])
+        with suppress(IntegrityError):  # the chat was deleted meanwhile
+            async with runtime.database.unit() as db:
+                await keep(db, self.id, [Exchange(asked=asked, said=said)])
         return await self._recorded(runtime, asked) or said
 
 
@@ -151,10 +153,15 @@ async def recording_of(db: Db, test_id: UUID) -> list[Exchange]:
 
 
 async def test_of(runtime: Runtime, caller: Caller, chat: ChatRow, agent: Resource[AgentSpec]) -> ChatTest | None:
-    """The test that a chat is part of, if it is part of one. Raises 403 where its agent is not the caller's to test."""
+    """The test that a chat is part of, if it is part of one.
+
+    Raises 403 where its agent is not the caller's to test, and 404 where it was just deleted.
+    """
     if chat.test_id is None:
         return None
     caller.require(AGENT.plural, "test", agent.owner_id, agent.namespace, agent.name)
     query = select(TestChatRow.mode, TestChatRow.stubs).where(TestChatRow.id == chat.test_id)
-    row = (await runtime.database.read(query))[0]  # it goes with the chat that it was begun in
-    return ChatTest(chat.test_id, cast(Mode, row.mode), tuple(map(Stub.model_validate, row.stubs)))
+    rows = await runtime.database.read(query)
+    if not rows:  # it goes with the chat that it was begun in
+        raise NotFoundError("the chat was deleted")
+    return ChatTest(chat.test_id, cast(Mode, rows[0].mode), tuple(map(Stub.model_validate, rows[0].stubs)))
