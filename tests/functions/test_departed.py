@@ -16,7 +16,7 @@ from sinas_server.kernel import lookup
 from sinas_server.kernel.job import Worker
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Db
-from tests.functions.conftest import Declare, run, until
+from tests.functions.conftest import Declare, run, until, working
 from tests.functions.test_executions import record
 from tests.people import Person
 
@@ -40,7 +40,6 @@ async def test_one_that_is_asked_for_while_its_user_is_deleted(
     admin: Person,
     guest: Person,
     declare: Declare,
-    worker: Worker[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Just after what ran for the user was cancelled, by a request that had been let in before."""
@@ -57,6 +56,7 @@ async def test_one_that_is_asked_for_while_its_user_is_deleted(
 
     monkeypatch.setattr("sinas_server.functions.departure.cancel_executions", cancel_then_another_comes)
     assert (await admin.http.delete(f"/api/v1/users/{guest.id}")).status_code == 204
-    row = await until(admin, str(late), "FAILED")
-    assert (row["cause"], row["error"]) == ("function", GONE)
-    assert (await run(admin, "f", {"a": 1}))["result"] == {"a": 1}
+    async with working(runtime):  # only now, so that none has taken it before the user was gone
+        row = await until(admin, str(late), "FAILED")
+        assert (row["cause"], row["error"]) == ("function", GONE)
+        assert (await run(admin, "f", {"a": 1}))["result"] == {"a": 1}
