@@ -54,14 +54,19 @@ def _timeless(event: Event) -> Event:
     return replace(event, native={key: native[key] for key in native if key != "timestamp"})
 
 
+async def every_split(fake: FakeLLM, model: LanguageModel, reply: Reply) -> AsyncIterator[tuple[str, Outcome]]:
+    """What comes of a reply for each way of cutting its bytes; the first is uncut."""
+    for first, every in [(None, None), (None, 1), *((first, STRIDE) for first in range(1, STRIDE + 1))]:
+        fake.replies.append(reply.model_copy(update={"split_at": first, "split_every": every}))
+        yield f"first piece of {first} bytes, then of {every}", await outcome(model)
+
+
 async def same_for_every_split(fake: FakeLLM, model: LanguageModel, reply: Reply) -> Outcome:
     """The outcome of a reply, which is the same however its bytes are cut."""
-    fake.replies.append(reply)
-    found = await outcome(model)
-    for first, every in [(None, 1), *((first, STRIDE) for first in range(1, STRIDE + 1))]:
-        fake.replies.append(reply.model_copy(update={"split_at": first, "split_every": every}))
-        assert await outcome(model) == found, f"first piece of {first} bytes, then of {every}"
-    return found
+    [(_, whole), *others] = [found async for found in every_split(fake, model, reply)]
+    for split, found in others:
+        assert found == whole, split
+    return whole
 
 
 def recorded(provider: Provider) -> str:
@@ -104,14 +109,25 @@ async def test_an_error_inside(fake: FakeLLM, model: LanguageModel, provider: Pr
     assert "Grüß 你 👋".startswith(text(list(found.events)))
 
 
-@pytest.mark.parametrize("clean", [True, False])
-async def test_an_end_that_does_not_come(fake: FakeLLM, model: LanguageModel, provider: Provider, clean: bool) -> None:
+def unfinished(provider: Provider, *, clean: bool) -> Reply:
+    """An answer that ends in the middle of a character, as if that were all or with the connection."""
     whole = recorded(provider).encode()
-    reply = Reply(recorded=whole.decode(), cut_after=whole.index("👋".encode()) + 2, cut_clean=clean)
-    found = await same_for_every_split(fake, model, reply)
+    return Reply(recorded=whole.decode(), cut_after=whole.index("👋".encode()) + 2, cut_clean=clean)
+
+
+async def test_an_end_that_does_not_come(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
+    found = await same_for_every_split(fake, model, unfinished(provider, clean=True))
     assert found.error is not None and found.retryable
     assert text(list(found.events)).startswith("Grüß")
     assert not any(isinstance(event, Answer) for event in found.events)
+
+
+async def test_a_connection_that_breaks(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
+    """What came right before the break may not be heard any more."""
+    async for split, found in every_split(fake, model, unfinished(provider, clean=False)):
+        assert found.error is not None and found.retryable, split
+        assert "Grüß 你好 👋".startswith(text(list(found.events))), split
+        assert not any(isinstance(event, Answer) for event in found.events), split
 
 
 @pytest.fixture(params=["openai", "anthropic", "ollama"])  # aimock cannot stream Mistral's tool calls
