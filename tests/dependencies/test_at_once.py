@@ -2,22 +2,23 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import pytest
 from sqlalchemy import func, insert, select, update
 
-from sinas_server.dependencies import follow
+from sinas_server.dependencies import follow, standing
 from sinas_server.dependencies.bootstrap import CLIENT, bootstrap
 from sinas_server.dependencies.kind import DEPENDENCY
-from sinas_server.dependencies.sets import note_ready, set_in_force, try_again
+from sinas_server.dependencies.sets import newest_set, note_ready, ready_set, set_in_force, try_again
 from sinas_server.dependencies.tables import PackageSetRow
 from sinas_server.kernel import store
 from sinas_server.kernel.access import SYSTEM, Caller
 from sinas_server.kernel.kind import Kind, Spec
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.store import Filter, Resource
-from sinas_server.kernel.unit import Db
+from sinas_server.kernel.unit import Database, Db
 from sinas_server.kit.clock import now
 from tests.dependencies.conftest import approve, eventually, following, resolving, sets, until
 from tests.identity.waiting import waits_or_ends
@@ -92,6 +93,31 @@ async def test_a_set_that_is_made_anew_while_it_is_used_is_taken_up_again(
         assert waiting["message"].startswith("the disk is full")
         await runtime.database.rows(update(PackageSetRow).values(run_at=func.now()))
         await until(admin, "iniconfig", "ready")
+
+
+async def test_a_package_that_becomes_ready_while_it_is_listed_has_a_version(
+    admin: Person, resolver: None, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await approve(admin, "iniconfig")
+    await until(admin, "iniconfig", "installing")
+    looked: list[str] = []
+
+    def then_it_is_ready(look: Callable[[Database], Awaitable[PackageSetRow | None]]) -> Callable[..., object]:
+        async def looks(database: Database) -> PackageSetRow | None:
+            found = await look(database)
+            if not looked:
+                for row in await database.rows(select(PackageSetRow.id)):
+                    await note_ready(runtime, row.id)
+            looked.append(look.__name__)
+            return found
+
+        return looks
+
+    for look in (newest_set, ready_set):
+        monkeypatch.setattr(standing, look.__name__, then_it_is_ready(look))
+    [listed] = (await admin.http.get("/api/v1/dependencies")).json()
+    assert looked
+    assert (listed["status"] == "ready") == (listed["installed_version"] is not None)
 
 
 async def test_two_processes_that_start_at_once_approve_the_client_once(admin: Person, runtime: Runtime) -> None:

@@ -36,7 +36,8 @@ class Standing:
     @classmethod
     async def now(cls, runtime: Runtime) -> "Standing":
         """As they are now."""
-        return cls(await ready_set(runtime.database), await newest_set(runtime.database))
+        newest = await newest_set(runtime.database)  # first: it may become the one that is ready meanwhile
+        return cls(await ready_set(runtime.database), newest)
 
     def of(self, requirement: str) -> tuple[State, str | None]:
         """How far one requirement is, with the reason."""
