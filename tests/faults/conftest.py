@@ -177,6 +177,8 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 async def stack(shared_stack: Stack) -> Stack:
     """The stack, whole and without a plan."""
     await shared_stack.forget()
+    if shared_stack.has_ended():  # a test that failed has not started it again
+        await shared_stack.start()
     await shared_stack.whole()
     return shared_stack
 

@@ -70,7 +70,7 @@ class Stack:
         self._forks.fork()
 
         async def ready() -> bool:
-            assert not self._forks.has_ended(), self.tail()
+            assert not self.has_ended(), self.tail()
             return (self.root / "ready.json").exists()
 
         await eventually(ready, "the stack does not get ready")
@@ -89,7 +89,7 @@ class Stack:
         """When the supervisor is killed, as planned, start it again."""
 
         async def ended() -> bool:
-            return self._forks.has_ended()
+            return self.has_ended()
 
         await eventually(ended, "the plan does not happen")
         await self.start()
@@ -99,6 +99,10 @@ class Stack:
         if self._database is not None:
             self._database.close()
         self._forks.stop(PATIENCE)
+
+    def has_ended(self) -> bool:
+        """Whether its supervisor has ended, and all below it."""
+        return self._forks.has_ended()
 
     def tail(self) -> str:
         """The end of what the stack wrote."""
@@ -126,7 +130,7 @@ class Stack:
         wanted = {*COMMANDS.values(), *(f"sinas-{role}" for role in ROLES)}
 
         async def runs() -> bool:
-            assert not self._forks.has_ended(), self.tail()
+            assert not self.has_ended(), self.tail()
             return wanted <= {comm(pid) for pid, parent in parents().items() if parent == me}
 
         await eventually(runs, "not every process runs")

@@ -1,5 +1,7 @@
 """Something dies at each boundary of an execution: it comes to its one end (decision 29), and who waits hears it."""
 
+from contextlib import suppress
+
 import httpx2
 import pytest
 
@@ -111,9 +113,10 @@ async def test_a_caller_who_gets_no_answer(stack: Stack, invariants: Invariants,
 @pytest.mark.parametrize("point", ["functions.claim:after", "mark.began", "finish:commit", "finish:committed"])
 async def test_everything_dies(stack: Stack, invariants: Invariants, point: str) -> None:
     stack.plan(point, 1, "supervisor")
-    answer = await stack.ask("POST", "/functions/t/once/execute/async", {"input": {}})
+    with suppress(httpx2.TransportError):  # it may even end before the answer of the API, which dies too, is on its way
+        await stack.ask("POST", "/functions/t/once/execute/async", {"input": {}})
     await stack.restart()
     await invariants.ends()
     (row,) = invariants.executions()
-    assert (str(row["id"]), row["status"]) == (answer["execution_id"], "COMPLETED")
+    assert row["status"] == "COMPLETED"
     assert invariants.runs(row)[0] == (2 if point in MIDDLE else 1)
