@@ -48,8 +48,8 @@ async def test_a_called_agent_may_end_while_its_caller_is_about_to_wait(
 
         return looks
 
-    for name in ("settle", "works"):
-        monkeypatch.setattr(f"sinas_server.chats.journal.{name}", then_it_ends(getattr(waits, name)))
+    for name in ("_let_go_on", "_works"):
+        monkeypatch.setattr(waits, name, then_it_ends(getattr(waits, name)))
     chat_id = await open_chat(user, await two(declare, "Look", rules=LOOKING, enabled_functions=["shop/look"]))
     async with working(runtime):
         assert text_of(await stream(user, chat_id, "go")) == "It says: Seen."

@@ -30,7 +30,7 @@ from sinas_server.chats.record import (
 from sinas_server.chats.results import READ_RESULT, page_of
 from sinas_server.chats.steps import ANSWERED, CONCLUDED, FINISHED, KNOWN_IDS, as_json, called
 from sinas_server.chats.tables import CallStatus, MessageRow, Status, ToolCallRow, TurnRow
-from sinas_server.chats.waits import asked_calls, settle, suspend, tell_parent, works
+from sinas_server.chats.waits import asked_calls, settle, suspend, tell_parent
 from sinas_server.chats.window import counted
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.tool import ToolResult, Wait, Waiting
@@ -212,8 +212,8 @@ class Journal:
         """Wait for what the calls of this step wait for, holding no worker; False if some need not wait any more."""
         async with self.runtime.database.unit() as db:
             await self._still_ours(db)
-            working = await works(db, self.turn.id, self.step)  # first: who ends after it is seen by `settle`
-            if await settle(db, self.turn.id, self.step):
+            goes_on, working = await settle(db, self.turn.id, self.step)
+            if goes_on:
                 self._note(await read_calls(within(db), self.turn.id, self.step))
                 return False
             asked = [] if working else await asked_calls(db, self.turn.id)

@@ -60,8 +60,34 @@ def _settled() -> ColumnElement[bool]:
     )
 
 
-async def settle(db: Db, turn_id: UUID, step: int) -> bool:
-    """Let the calls of a step go on that need wait no longer; whether there are any. The turn is locked."""
+async def settle(db: Db, turn_id: UUID, step: int) -> tuple[bool, bool]:
+    """Let the calls of a step go on that need wait no longer: whether there are any, and whether a called agent works.
+
+    The turn is locked.
+    """
+    working = await _works(db, turn_id, step)  # first: who ends after it is settled, or it would be neither
+    return await _let_go_on(db, turn_id, step), working
+
+
+async def _works(db: Db, turn_id: UUID, step: int) -> bool:
+    """Whether a called agent that a step waits for is at work, rather than waiting for the user itself."""
+    child, call = aliased(TurnRow), ToolCallRow
+    query = (
+        select(child.id)
+        .join(call, and_(call.turn_id == child.parent_turn_id, call.step == child.parent_step))
+        .where(
+            call.turn_id == turn_id,
+            call.step == step,
+            call.index == child.parent_index,
+            call.status == CallStatus.WAITING,
+            child.finished_at.is_(None),
+            child.status != Status.SUSPENDED,
+        )
+    )
+    return await db.scalar(query.limit(1)) is not None
+
+
+async def _let_go_on(db: Db, turn_id: UUID, step: int) -> bool:
     statement = (
         update(ToolCallRow)
         .where(
@@ -82,32 +108,13 @@ async def waiting_calls(db: Db, turn: TurnRow) -> list[ToolCallRow]:
     return list(await db.scalars(query.order_by(ToolCallRow.index), execution_options={"populate_existing": True}))
 
 
-async def works(db: Db, turn_id: UUID, step: int) -> bool:
-    """Whether a called agent that a step waits for is at work, rather than waiting for the user itself."""
-    child, call = aliased(TurnRow), ToolCallRow
-    query = (
-        select(child.id)
-        .join(call, and_(call.turn_id == child.parent_turn_id, call.step == child.parent_step))
-        .where(
-            call.turn_id == turn_id,
-            call.step == step,
-            call.index == child.parent_index,
-            call.status == CallStatus.WAITING,
-            child.finished_at.is_(None),
-            child.status != Status.SUSPENDED,
-        )
-    )
-    return await db.scalar(query.limit(1)) is not None
-
-
 async def resume(db: Db, runtime: Runtime, turn: TurnRow) -> UUID | None:
     """Let a waiting turn, locked, go on if it can: the channel where it does. None if it still waits.
 
     A suspended turn whose user has said all goes on; where a called agent was what he was asked for, it waits for that.
     A turn whose called agents all wait for the user is suspended with them.
     """
-    working = await works(db, turn.id, turn.step)  # first: who ends after it is seen by `settle`
-    await settle(db, turn.id, turn.step)
+    _, working = await settle(db, turn.id, turn.step)
     waiting = await waiting_calls(db, turn)
     if turn.status == Status.SUSPENDED and any(call.waits_for != Wait.AGENT for call in waiting):
         return None  # the user is asked for all at once
