@@ -73,12 +73,13 @@ async def workers(runtime: Runtime, running: Running, count: int = 3) -> AsyncIt
 async def test_never_more_than_the_limit_and_all_of_them_end(runtime: Runtime, user: Person, declare: Declare) -> None:
     await declare("limited", max_concurrency=2)
     running = Running()
-    running.go.set()
-    async with workers(runtime, running):
+    async with workers(runtime, running), asyncio.timeout(PATIENCE):
         await asyncio.gather(*(queue(user, "limited") for _ in range(30)))
-        async with asyncio.timeout(PATIENCE):
-            while running.ended < 30:
-                await asyncio.sleep(0.01)
+        while len(running.now) < 2:
+            await asyncio.sleep(0.01)
+        running.go.set()
+        while running.ended < 30:
+            await asyncio.sleep(0.01)
     assert running.most == {"limited": 2}
 
 

@@ -86,7 +86,8 @@ async def test_fifty_wait_at_once_and_others_run(admin: Person, share: Declare, 
     assert (await run(admin, "works"))["result"] == 1
     ends = await asyncio.gather(*(go_on(admin, one["execution_id"], str(at)) for at, one in enumerate(waiting)))
     assert [end["output_data"] for end in ends] == [str(at) for at in range(50)]
-    assert not worker.running
+    while worker.running:  # the answers may come a moment before
+        await asyncio.sleep(0.02)
 
 
 async def test_the_time_limit_stands_still_while_it_waits(

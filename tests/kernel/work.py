@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import MetaData, create_engine, delete, func, insert, select, update
@@ -16,6 +17,8 @@ from sinas_server.kernel.tables import Base, Leased, queue_index
 QUEUE = "test-work"
 PATIENCE = 40.0
 """How long a test waits, at most, for what must happen."""
+LONG = 600
+"""Seconds of a lease that ends in no test, however long the machine lets the worker wait that is to renew it."""
 
 
 class _Apart(Base):
@@ -88,6 +91,16 @@ class Scene:
             update(WorkRow).where(WorkRow.id == claim.row.id).values(status="FAILED", error=error)
         )
 
+    def lease(self, seconds: int) -> None:
+        """Have the leases of the workers that start from now on last so long."""
+        settings = self.runtime.settings.model_copy(update={"job_lease_seconds": seconds})
+        self.runtime = dataclasses.replace(self.runtime, settings=settings)
+
+    async def run_out(self, name: str) -> None:
+        """Let the lease of a row have ended a minute ago."""
+        past = update(WorkRow).where(WorkRow.name == name).values(lease_until=func.now() - timedelta(seconds=60))
+        await self.runtime.database.rows(past)
+
     async def add(self, name: str, *, depth: int = 0, wakes: bool = True, background: bool = False) -> UUID:
         """A row that is due."""
         values = {"name": name, "depth": depth, "background": background, "run_at": func.clock_timestamp()}
@@ -134,5 +147,6 @@ async def new_scene(runtime: Runtime) -> Scene:
     _Apart.metadata.create_all(engine)
     engine.dispose()
     await runtime.database.rows(delete(WorkRow))
-    settings = runtime.settings.model_copy(update={"job_lease_seconds": 3})
-    return Scene(dataclasses.replace(runtime, settings=settings))
+    scene = Scene(runtime)
+    scene.lease(3)
+    return scene

@@ -11,6 +11,9 @@ from sinas_server.backends.render import Part, Renderer, RenderFailedError
 from sinas_server.backends.render.process import ProcessRenderer
 
 SECONDS = 1.0
+"""How long what takes too long is given."""
+PATIENCE = 60.0
+"""How long the rest is given, which the machine may let wait."""
 LOGIC = "{% set by_a_process = 1 %}"
 """Makes a template one that needs a process."""
 FINE = Part(LOGIC + "fine")
@@ -18,7 +21,7 @@ FINE = Part(LOGIC + "fine")
 
 @pytest.fixture
 async def renderer() -> AsyncIterator[Renderer]:
-    made = ProcessRenderer(SECONDS)
+    made = ProcessRenderer(PATIENCE)
     yield made
     await made.close()
 
@@ -79,8 +82,11 @@ GREEDY = {
 
 
 @pytest.mark.parametrize("source", GREEDY.values(), ids=GREEDY)
-async def test_what_takes_too_much_is_stopped(source: str, renderer: Renderer) -> None:
-    with pytest.raises(RenderFailedError):
+async def test_what_takes_too_much_is_stopped(
+    source: str, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RenderFailedError):
+        patch.setattr(renderer, "_seconds", SECONDS)
         await renderer.render([Part(source, for_mail=True)], {})
     assert await renderer.render([FINE], {}) == ["fine"]
 
@@ -96,7 +102,7 @@ async def test_a_process_that_died_is_replaced(renderer: Renderer) -> None:
 
 def test_one_that_ended_while_idle_is_replaced_on_the_loop_of_our_processes() -> None:
     async def idle_and_again() -> list[str]:
-        renderer = ProcessRenderer(10)
+        renderer = ProcessRenderer(PATIENCE)
         await renderer.render([FINE], {})
         (process,) = renderer._idle
         process.kill()
