@@ -101,7 +101,7 @@ async def until(admin: Person, package_name: str, status: str) -> Json:
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: Callable[[], str]) -> None:
     """Wait for what happens in the background."""
-    for _ in range(600):
+    for _ in range(1800):
         if await condition():
             return
         await asyncio.sleep(0.05)

@@ -8,19 +8,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sinas_server.backends.sandbox import Limits, OnOutput, Outcome, Sandbox, Task
+from sinas_server.backends.sandbox import Limits, OnOutput, Outcome, PackageSet, Sandbox, Task
 from sinas_server.backends.sandbox.native import SandboxConfig, open_sandbox
 from tests.backends.sandbox.engine import open_docker
 
 PACKAGES = Path(np.__file__).parent.parent
 DRIVERS: dict[str, Callable[[SandboxConfig], Sandbox]] = {"native": open_sandbox, "docker": open_docker}
 Run = Callable[..., Awaitable[Outcome]]
+HELD = """import os, sys, time
+def handler(i, c):
+    root = next(path for path in sys.path if os.path.exists(path + '/thing.py'))
+    while not os.path.exists(root + '/go'): time.sleep(0.05)
+    import thing
+    return thing.VERSION"""
+"""Runs until there is a file `go` in its `package_set`."""
 
 
 def task(code: str, **changes: object) -> Task:
     """A task that calls `handler`."""
     made = Task(code, ("handler", "legacy"), {"a": 1}, {"user_id": "u"}, Limits(wall_seconds=20))
     return replace(made, **changes)  # type: ignore[arg-type]  # fields by name
+
+
+def held() -> Task:
+    return task(HELD, limits=Limits(wall_seconds=100))
+
+
+def package_set(root: Path, version: int, body: str = "") -> PackageSet:
+    """A set with a module `thing` that knows its version."""
+    root.chmod(0o755)
+    path = root / f"set-{version}"
+    path.mkdir()
+    (path / "thing.py").write_text(f"VERSION = {version}\n{body}")
+    return PackageSet(f"hash-{version}", path, ("thing",))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +76,7 @@ def run(sandbox: Sandbox) -> Run:
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for something that happens in the background."""
-    for _ in range(600):
+    for _ in range(1800):
         if condition():
             return
         await asyncio.sleep(0.05)

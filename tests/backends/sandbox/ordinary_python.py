@@ -108,15 +108,16 @@ return told + [os.eventfd_read(event), os.splice(r, w2, 4), os.read(r2, 4).decod
         """import signal, threading, time
 heard = []
 signal.signal(signal.SIGALRM, lambda n, f: heard.append(n))
-signal.setitimer(signal.ITIMER_REAL, 0.01)
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)  # again: one may come before the pause
 while not heard: signal.pause()
+signal.setitimer(signal.ITIMER_REAL, 0)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
 caught = signal.sigtimedwait({signal.SIGUSR2}, 5).si_signo
 clocks = [time.monotonic(), time.process_time(), time.thread_time(), time.clock_gettime(time.CLOCK_BOOTTIME),
           time.clock_getres(time.CLOCK_REALTIME)]
 time.sleep(0.001)
-return [heard, caught, min(clocks) > 0, time.localtime(0).tm_year in (1969, 1970)]""",
+return [heard[:1], caught, min(clocks) > 0, time.localtime(0).tm_year in (1969, 1970)]""",
         [[14], 12, True, True],
     ),
     "the machine": Exercise(

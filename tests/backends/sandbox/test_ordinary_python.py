@@ -15,6 +15,7 @@ from tests.backends.sandbox import ordinary_python, ordinary_user
 from tests.backends.sandbox.engine import image, missing_engine
 from tests.backends.sandbox.ordinary_python import EXERCISES
 
+pytestmark = pytest.mark.timeout(400)
 ROOT = Path(__file__).parent.parent.parent.parent
 
 

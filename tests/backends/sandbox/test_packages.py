@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sinas_server.backends.sandbox import Ending, Outcome, PackageSet, Sandbox, SandboxUnavailable
+from sinas_server.backends.sandbox import Ending, Outcome, Sandbox, SandboxUnavailable
 from sinas_server.backends.sandbox.native import NativeSandbox, SandboxConfig
-from tests.backends.sandbox.conftest import task, until
+from tests.backends.sandbox.conftest import held, package_set, task, until
 
 VERSION = "import thing\ndef handler(i, c): return thing.VERSION"
-LATER = "import time\ndef handler(i, c):\n    time.sleep(1.5)\n    import thing\n    return thing.VERSION"
 
 
 @pytest.fixture
@@ -22,27 +21,21 @@ async def own(driver: Callable[[SandboxConfig], Sandbox]) -> AsyncIterator[Sandb
     await opened.close()
 
 
-def package_set(root: Path, version: int, body: str = "") -> PackageSet:
-    root.chmod(0o755)
-    path = root / f"set-{version}"
-    path.mkdir()
-    (path / "thing.py").write_text(f"VERSION = {version}\n{body}")
-    return PackageSet(f"hash-{version}", path, ("thing",))
-
-
 async def run(sandbox: Sandbox, code: str = VERSION) -> Outcome:
     return await sandbox.run(task(code))
 
 
 async def test_the_next_execution_has_the_new_set_and_a_running_one_keeps_its_own(own: Sandbox, tmp_path: Path) -> None:
     assert (await run(own)).ending is Ending.ERROR
-    await own.use(package_set(tmp_path, 1))
+    first = package_set(tmp_path, 1)
+    await own.use(first)
     assert (await run(own)).result == 1
     await until(lambda: own.stats().idle == 2, "two wait")
-    running = [asyncio.create_task(run(own, LATER)) for _ in range(2)]
+    running = [asyncio.create_task(own.run(held())) for _ in range(2)]
     await until(lambda: own.stats().in_use == 2, "both run")
     await own.use(package_set(tmp_path, 2))
     assert (await run(own)).result == 2
+    (first.path / "go").touch()
     assert [(await each).result for each in running] == [1, 1]
     await own.use(None)
     assert (await run(own)).ending is Ending.ERROR
@@ -81,13 +74,16 @@ async def test_the_zygote_of_an_old_set_goes_away(tmp_path: Path) -> None:
     sandbox = NativeSandbox(SandboxConfig(min_size=1, min_idle=1, max_size=2))
     await sandbox.start()
     try:
+        first = package_set(tmp_path, 7)
+        await sandbox.use(first)
         old = sandbox.zygote_pid
-        running = asyncio.create_task(sandbox.run(task("import time\ndef handler(i, c): time.sleep(1)")))
+        running = asyncio.create_task(sandbox.run(held()))
         await until(lambda: sandbox.stats().in_use == 1, "it runs")
-        await sandbox.use(package_set(tmp_path, 7))
+        await sandbox.use(package_set(tmp_path, 8))
         assert Path(f"/proc/{old}").exists()
         assert sandbox.zygote_pid != old
-        assert (await running).ending is Ending.OK
+        (first.path / "go").touch()
+        assert (await running).result == 7
         await until(lambda: not Path(f"/proc/{old}").exists(), "the old zygote ends")
     finally:
         await sandbox.close()

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
@@ -127,7 +127,12 @@ class Engine:
         """Standard input, output and error of a container, to be had before it starts. Raises `EngineError`."""
         async with _asking("attach to a container"):
             stream = self._docker.containers.container(container).attach(stdin=True, stdout=True, stderr=True)
-            return await stream.__aenter__()
+            try:
+                return await stream.__aenter__()
+            except BaseException:
+                with suppress(AssertionError):  # it has no connection any more
+                    await stream.close()
+                raise
 
     async def start(self, container: str) -> None:
         """Start it. Raises `EngineError`."""
