@@ -144,7 +144,7 @@ async def test_ordinary_users_may_not(pools: list[NativeSandbox], user: Person) 
 
 async def test_a_command_nobody_knows(runtime: Runtime) -> None:
     async with pool(runtime, "functions-0"):
-        answers = await ask(runtime, "sandboxes.paint", {"functions-0": {}}, 5)
+        answers = await ask(runtime, "sandboxes.paint", {"functions-0": {}}, 30)
     assert answers[0].error == "it knows no command sandboxes.paint: it runs another version"
 
 

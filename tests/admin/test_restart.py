@@ -155,7 +155,7 @@ async def test_containers_of_the_platform(deployed: Project, runtime: Runtime, a
         before = deployed.started_at(deployed.api)
         answer = await restart(admin, name)
         assert (answer.status_code, answer.json()) == (200, {"status": "restarted", "container": name})
-        assert deployed.started_at(deployed.api) > before
+        assert deployed.started_at(deployed.api) != before
 
     await restarted(deployed.api)
     await restarted("api")  # its service, of which there is one container
@@ -176,7 +176,7 @@ async def test_a_process_is_restarted_by_its_container(
         await known(process)
         before = deployed.started_at(deployed.api)
         assert (await restart(admin, "api-of-the-project")).json()["status"] == "restarted"
-        assert deployed.started_at(deployed.api) > before
+        assert deployed.started_at(deployed.api) != before
 
 
 @needs_engine

@@ -92,7 +92,8 @@ async def test_other_rules_can_be_given() -> None:
 
 
 async def test_redirects_are_checked_too() -> None:
-    async def redirect(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 302 X\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n")
         await writer.drain()
         writer.close()

@@ -93,15 +93,15 @@ async def test_the_end_of_the_chats_time_kills_it(
 async def test_the_turns_time_limit_kills_it(
     runtime: Runtime, admin: Person, user: Person, declare: Declare, worker: None, functions: Worker[Any]
 ) -> None:
-    _, streaming = await sleeping(runtime, admin, user, declare, {"job_timeout": 3})
-    assert "longer than 3 seconds" in (await streaming)[-1].data["error"]
+    _, streaming = await sleeping(runtime, admin, user, declare, {"job_timeout": 6})
+    assert "longer than 6 seconds" in (await streaming)[-1].data["error"]
     await gone(runtime, functions)
 
 
 async def test_the_calls_time_limit_kills_it_and_the_agent_goes_on(
     runtime: Runtime, admin: Person, user: Person, declare: Declare, worker: None, functions: Worker[Any]
 ) -> None:
-    _, streaming = await sleeping(runtime, admin, user, declare, tool_timeouts={"default/sleeps": 3})
+    _, streaming = await sleeping(runtime, admin, user, declare, tool_timeouts={"default/sleeps": 6})
     assert (await streaming)[-1].data["status"] == "completed"
     await gone(runtime, functions)
 

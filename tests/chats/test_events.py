@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinas_server.backends.stream import START, Position
@@ -38,6 +38,7 @@ RUNS = st.lists(st.tuples(st.booleans(), st.text(max_size=5)), max_size=5).map(r
 
 
 @given(RUNS, st.integers(0, 30), st.integers(0, 1000))
+@settings(deadline=None)
 def test_a_reader_gets_each_character_once(runs: Runs, seen: int, offset: int) -> None:
     seen = min(seen, length(runs))
     events = text_events(3, offset, runs)
@@ -53,6 +54,7 @@ def merged_all(first: Runs, second: Runs) -> Runs:
 
 
 @given(RUNS, st.integers(0, 30))
+@settings(deadline=None)
 def test_cutting_loses_nothing(runs: Runs, at: int) -> None:
     assert merged_all(cut(runs, 0, at), cut(runs, at)) == runs
     assert length(cut(runs, 0, at)) == min(at, length(runs))

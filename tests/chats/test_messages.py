@@ -12,6 +12,7 @@ from sinas_server.chats.tables import ChatRow, MessageRow
 from sinas_server.kernel.runtime import Runtime
 from sinas_server.kit.clock import now
 from tests.chats.conftest import Declare, Json, open_chat, stream
+from tests.midnight import keep_clear_of_midnight
 from tests.people import Person, http_client, make_key
 
 
@@ -124,6 +125,7 @@ async def test_what_takes_too_long_is_refused(
 
 async def test_stats_count_by_day_agent_and_role(user: Person, declare: Declare, runtime: Runtime) -> None:
     first, other = [await open_chat(user, await declare(name)) for name in ("plain", "other")]
+    keep_clear_of_midnight()
     await _say(runtime, first, "today", "today")
     await _say(runtime, other, "called", role="assistant", tool_calls=[{"id": "1"}, {"id": "2"}])
     await _say(runtime, other, "two days ago", created_at=now() - timedelta(days=2))

@@ -257,9 +257,7 @@ async def test_a_function_may_be_stricter_than_the_operator(
     assert [task.egress for task in asked] == [holds]
 
 
-async def test_who_finds_no_free_sandbox_waits_on(
-    runtime: Runtime, user: Person, declare: Declare, port: int
-) -> None:
+async def test_who_finds_no_free_sandbox_waits_on(runtime: Runtime, user: Person, declare: Declare, port: int) -> None:
     """One sandbox for two callers, the second of whom waits longer than one worker waits for a sandbox."""
     await declare("waits", PRINTS)
     sandbox = open_sandbox(

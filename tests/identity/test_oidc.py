@@ -263,6 +263,7 @@ async def test_without_redis_logins_wait(settings: Settings, runtime: Runtime, p
 async def test_a_new_key_is_found_and_the_old_one_is_worth_nothing(
     client: httpx2.AsyncClient, provider: Provider, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sinas_server.backends.oidc.LEAST_PAUSE", 3600.0)
     old = await provider.id_token("alice")
     assert (await by_token(client, old)).status_code == 200
     await provider.change_key()

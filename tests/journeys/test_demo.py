@@ -31,7 +31,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
 def test_it_answers_and_leaves_the_server_running(demo: tuple[str, dict[str, str]]) -> None:
     printed, environment = demo
     assert "Order 1042 (3 × Merino socks (3 pairs)) was delivered on 2026-10-19 by UPS." in printed
-    assert httpx2.get(f"http://localhost:{environment['PORT']}/health").status_code == 200
+    assert httpx2.get(f"http://localhost:{environment['PORT']}/health", timeout=60).status_code == 200
 
 
 def test_the_readme_shows_its_output(demo: tuple[str, dict[str, str]]) -> None:

@@ -43,6 +43,7 @@ def test_what_is_covered_covers_no_more(outer: str, middle: str, inner: str) -> 
 
 
 @given(keys())
+@settings(deadline=None)
 def test_everyone_covers_himself(key: str) -> None:
     assert parse(key).covers(parse(key))
 

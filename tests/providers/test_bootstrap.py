@@ -19,16 +19,18 @@ from sinas_server.settings import Settings
 from tests.people import Person
 
 
-def nobody_there() -> str:
-    """The address of an Ollama that does not run."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+@pytest.fixture
+def nobody_there() -> Iterator[str]:
+    """The address of an Ollama that does not run; no other process gets it meanwhile."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 
 @pytest.fixture
-def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
+def settings(settings: Settings, nobody_there: str, request: pytest.FixtureRequest) -> Settings:
     """Settings with the given keys, and no Ollama unless there is one."""
-    return settings.model_copy(update={"ollama_host": nobody_there(), **getattr(request, "param", {})})
+    return settings.model_copy(update={"ollama_host": nobody_there, **getattr(request, "param", {})})
 
 
 async def providers(runtime: Runtime) -> dict[str, tuple[str, bool]]:

@@ -22,6 +22,7 @@ from tests.chats.conftest import get_chat, open_chat, working
 from tests.fakes.llm_server import Call, FakeLLM, Reply
 from tests.functions.conftest import port as port_of_functions
 from tests.identity.waiting import waits_or_ends
+from tests.midnight import keep_clear_of_midnight
 from tests.people import Person, make_key, make_person
 from tests.providers.conftest import Ask, Json, Provide
 
@@ -29,6 +30,11 @@ port = port_of_functions
 TOLD = Reply(text="Hi.", prompt_tokens=60, completion_tokens=40)
 ASKED: Json = {"model": "main/fake-large", "messages": [{"role": "user", "content": "Hi"}]}
 URL = "/adapters/openai/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def _one_day() -> None:
+    keep_clear_of_midnight()
 
 
 async def limit(admin: Person, name: str, **fields: object) -> Json:

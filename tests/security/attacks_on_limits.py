@@ -8,7 +8,7 @@ for i in range(8):
     pid = os.fork()
     if pid == 0:
         x = bytearray(200 << 20)
-        time.sleep(2)
+        time.sleep(5)
         os._exit(0)
     pids.append(pid)
 return [os.waitpid(pid, 0)[1] for pid in pids]"""
@@ -17,7 +17,7 @@ _FORK_BOMB = """import os, time
 n = 0
 try:
     while n < 500:
-        if os.fork() == 0: time.sleep(5); os._exit(0)
+        if os.fork() == 0: time.sleep(60); os._exit(0)
         n += 1
 except OSError as e: return [n, str(e)]
 return [n, 'no limit']"""
@@ -25,7 +25,7 @@ return [n, 'no limit']"""
 _THREAD_BOMB = """import threading, time
 n = 0
 try:
-    while n < 500: threading.Thread(target=time.sleep, args=(3,), daemon=True).start(); n += 1
+    while n < 500: threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); n += 1
 except BaseException as e: return [n, str(e)]
 return [n, 'no limit']"""
 

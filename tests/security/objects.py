@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -223,7 +224,7 @@ class Objects:
         plain = uuid4().hex
         async with self.runtime.database.unit() as db:
             hashed = hash_token(self.runtime.settings.signing_key, plain)
-            until = now().replace(year=now().year + 1)
+            until = now() + timedelta(days=365)
             new = insert(RefreshTokenRow).values(user_id=self.owner.id, token_hash=hashed, expires_at=until)
             row = await db.execute(new.returning(RefreshTokenRow.id))
         session_id = str(row.scalar_one())

@@ -17,6 +17,7 @@ from tests.security import sandbox_attack_run
 from tests.security.attack import NO_FILE
 from tests.security.sandbox_attacks import Host, attacks
 
+pytestmark = pytest.mark.timeout(400)
 ATTACKS = {attack.name: attack for attack in attacks(Host(1, "x", Path("/x"), 2))}
 ROOT = Path(__file__).parent.parent.parent
 NAMESPACES = {"namespaces", "namespaces+cgroups"}
@@ -60,7 +61,7 @@ def output(mode: str, home: str) -> str:
         command = [sys.executable, ordinary_user.__file__, home, sandbox_attack_run.__file__]
     if mode == "landlock":
         environment["WITHOUT_NAMESPACES"] = "1"
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=390)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

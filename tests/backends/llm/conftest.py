@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sinas_server.backends.llm import LanguageModel, ProviderConfig
+from sinas_server.backends.llm import LanguageModel, ProviderConfig, completions
 from sinas_server.backends.llm.remote import RemoteModel
 from sinas_server.backends.render import Renderer
 from sinas_server.backends.render.process import ProcessRenderer
@@ -24,6 +24,12 @@ async def renderer() -> AsyncIterator[Renderer]:
     made = ProcessRenderer(10)
     yield made
     await made.close()
+
+
+@pytest.fixture
+def drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are read to their ends, and their connections used again, however long the ends take to come."""
+    monkeypatch.setattr(completions, "DRAIN_SECONDS", 60.0)
 
 
 @pytest.fixture(params=WAYS, ids=[f"{way.provider}{' verbatim' * way.verbatim}" for way in WAYS])

@@ -67,7 +67,7 @@ async def answer(model: RemoteModel | Verbatim) -> Answer:
 
 
 @pytest.mark.parametrize("verbatim", [False, True])
-async def test_chunks_that_leave_out_what_nobody_needs(verbatim: bool) -> None:
+async def test_chunks_that_leave_out_what_nobody_needs(verbatim: bool, drained: None) -> None:
     async with server(BARE) as (address, connections):
         model = RemoteModel(ProviderConfig("openai", "key", address))
         for _ in range(2):

@@ -8,6 +8,8 @@ from sinas_server.backends.render import Renderer
 from tests.backends.llm.asking import KEY, ask, collect
 from tests.fakes.llm_server import FakeLLM
 
+pytestmark = pytest.mark.usefixtures("drained")
+
 
 def config(fake: FakeLLM, key: str = KEY, **options: int) -> ProviderConfig:
     return ProviderConfig("openai", key, fake.endpoint("openai"), options)

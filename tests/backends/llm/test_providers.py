@@ -313,7 +313,9 @@ async def test_the_api_that_is_configured_is_asked_for_everything(fake: FakeLLM)
     await model.close()
 
 
-async def test_one_connection_serves_many_requests(fake: FakeLLM, model: LanguageModel, provider: Provider) -> None:
+async def test_one_connection_serves_many_requests(
+    fake: FakeLLM, model: LanguageModel, provider: Provider, drained: None
+) -> None:
     for _ in range(3):
         await collect(model, ask())
     # Mistral's library stops reading at `[DONE]`: if the end of the body has not come by then, its connection closes.

@@ -226,8 +226,8 @@ async def test_a_pattern_that_backtracks_for_ever_fails_its_turn_and_stops_nobod
     failing = asyncio.create_task(failure(endless, turn("x" * 5000)))
     beats = 0
     while not failing.done():
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         beats += 1
-    assert beats > 1  # others ran meanwhile
+    assert beats > 10  # others ran meanwhile
     assert "rules.0 failed: its regex takes more than 1 s" in str(await failing)
     assert (await collect(endless, turn("x")))[1].text == "Done."

@@ -82,9 +82,7 @@ GREEDY = {
 
 
 @pytest.mark.parametrize("source", GREEDY.values(), ids=GREEDY)
-async def test_what_takes_too_much_is_stopped(
-    source: str, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_takes_too_much_is_stopped(source: str, renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(RenderFailedError):
         patch.setattr(renderer, "_seconds", SECONDS)
         await renderer.render([Part(source, for_mail=True)], {})
