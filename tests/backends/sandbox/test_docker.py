@@ -179,9 +179,11 @@ async def test_an_attachment_that_is_given_up_leaves_no_connection(
         attached.append(response)
         raise asyncio.CancelledError
 
+    engine = single._engine
+    assert engine is not None
     monkeypatch.setattr(aiohttp.ClientResponse, "read", given_up)
     with pytest.raises(asyncio.CancelledError):
-        await single._engine.attach(*names(single))
+        await engine.attach(*names(single))
     assert [response.closed for response in attached] == [True]
 
 
