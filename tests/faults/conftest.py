@@ -124,11 +124,10 @@ async def add_agent(
     rules: Sequence[Mapping[str, object]],
     functions: Sequence[str],
     *agents: str,
-    delay_ms: int = 5,
     **more: object,
 ) -> None:
-    """An agent `t/NAME` whose model follows these rules, with this time between what it says and what comes next."""
-    config = {"rules": rules, "chunk_size": 8, "delay_ms": delay_ms}
+    """An agent `t/NAME` whose model follows these rules."""
+    config = {"rules": rules, "chunk_size": 8, "delay_ms": 5}
     provider = {"name": name, "provider_type": "scripted", "config": config}
     made = await stack.ask("POST", "/api/v1/llm-providers", provider)
     agent = {
@@ -156,8 +155,7 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         await stack.ask("POST", "/api/v1/functions", {**trusted, **ANY})
         await add_agent(stack, "agent", RULES, [f"t/{name}" for name in FUNCTIONS])
         await add_agent(stack, "dice", DICE, [])
-        # Whoever calls it waits before it answers, as the points say.
-        await add_agent(stack, "called", DICE, [], delay_ms=100)
+        await add_agent(stack, "called", DICE, [])
         await add_agent(stack, "boss", BOSS, [], "t/called")
         await add_agent(stack, "busy", BUSY, [f"t/{name}" for name in FUNCTIONS])
         once, tools = {"t/once": "ask"}, ["askUser"]
@@ -175,11 +173,12 @@ async def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 
 @pytest.fixture
 async def stack(shared_stack: Stack) -> Stack:
-    """The stack, whole and without a plan."""
+    """The stack, whole, at rest and without a plan."""
     await shared_stack.forget()
     if shared_stack.has_ended():  # a test that failed has not started it again
         await shared_stack.start()
     await shared_stack.whole()
+    await shared_stack.rest()
     return shared_stack
 
 

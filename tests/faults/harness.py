@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ async def eventually(question: Callable[[], Awaitable[T | None]], why: str) -> T
             async with asyncio.timeout(PATIENCE):
                 if answer := await question():
                     return answer
-        except (OSError, psycopg.OperationalError, httpx2.TransportError) as error:
+        except (OSError, psycopg.OperationalError, httpx2.TransportError, redis.RedisError) as error:
             why = f"{why}: {error}"[:300]
         await asyncio.sleep(0.03)
     raise AssertionError(why)
@@ -63,6 +64,9 @@ class Stack:
         self._addresses: dict[str, str] = {}
         self._database: psycopg.Connection[Json] | None = None
         self._plans = 0
+        self._falls = False
+        """Whether all of it is to die, or has, and was not started again."""
+        (root / "busy").mkdir()
 
     async def start(self) -> None:
         """Start it in its directory, whatever is there, and wait until it serves."""
@@ -84,6 +88,7 @@ class Stack:
                     f"CREATE OR REPLACE TRIGGER fault_end AFTER UPDATE ON {table} "
                     f"FOR EACH ROW {ended} EXECUTE FUNCTION fault_end()"
                 )
+        self._falls = False
 
     async def restart(self) -> None:
         """When the supervisor is killed, as planned, start it again."""
@@ -137,13 +142,26 @@ class Stack:
         async with self.client() as client:
 
             async def answers() -> bool:
+                with redis.Redis.from_url(self.address("redis")) as servant:
+                    servant.ping()
                 return bool(self.rows("SELECT 1")) and (await client.get("/auth/me")).status_code == 200
 
             await eventually(answers, "the API does not answer")
 
+    async def rest(self) -> None:
+        """Wait until nobody works: much is done after the end that rows tell of, and passes points, or dies there."""
+        me = self._forks.pid
+
+        async def rests() -> bool:
+            alive = parents()
+            return not [file for file in (self.root / "busy").iterdir() if alive.get(int(file.name)) == me]
+
+        await eventually(rests, "somebody works on and on")
+
     def plan(self, point: str, nth: int, actions: str) -> None:
         """Have this happen when a point is passed for the n-th time: processes to kill by name, `flush`, or `lose`."""
         self._plans += 1
+        self._falls = "supervisor" in actions
         (self.root / "fired.json").unlink(missing_ok=True)
         fresh = self.root / "plan.new"
         fresh.write_text(json.dumps({"number": self._plans, "point": point, "nth": nth, "actions": actions.split()}))
@@ -164,10 +182,13 @@ class Stack:
             held.unlink()
 
     async def happened(self) -> None:
-        """Wait until the plan has happened: the point may come after what the test has waited for."""
+        """Wait until the plan has happened, and there is a database to look at.
+
+        The point may come after what the test has waited for.
+        """
 
         async def fired() -> bool:
-            return (self.root / "fired.json").exists()
+            return (self.root / "fired.json").exists() and not self._falls and bool(self.rows("SELECT 1"))
 
         await eventually(fired, "the plan does not happen")
 
@@ -184,14 +205,14 @@ class Stack:
         """Forget the points passed so far."""
         os.truncate(self.root / "trace.log", 0)
 
-    async def trace(self, last: str) -> list[str]:
-        """The points passed since, as soon as the last one has been: it may come after what the test has waited for."""
+    async def trace(self, *last: str) -> Counter[str]:
+        """How often each point has been passed since, once the last ones of each process have been."""
 
-        async def passed() -> list[str] | None:
-            points = (self.root / "trace.log").read_text().split()
-            return points if last in points else None
+        async def passed() -> Counter[str] | None:
+            points = Counter((self.root / "trace.log").read_text().split())
+            return points if points.keys() >= set(last) else None
 
-        return await eventually(passed, f"{last} is not passed")
+        return await eventually(passed, f"{last} are not all passed")
 
     def marks(self) -> list[str]:
         """What functions reported from inside, ever."""

@@ -3,12 +3,14 @@
 A step `x` has the points `x:before`, `x:commit` (its statements are sent), `x:committed` and `x:after`.
 """
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
+from uuid import UUID
 
 import psycopg
 from sqlalchemy import func, select
@@ -18,11 +20,13 @@ from sinas_server import app, roles
 from sinas_server.backends.blobs import disk
 from sinas_server.backends.stream import StreamEvent, StreamUnavailableError
 from sinas_server.backends.stream.redis import RedisStreams
+from sinas_server.chats.tables import ChatRow, TurnRow
 from sinas_server.functions import jobs
 from sinas_server.functions.tools import FunctionTools
 from sinas_server.functions.trusted import TrustedHost
 from sinas_server.kernel import job
-from sinas_server.kernel.job import Worker
+from sinas_server.kernel.job import Claim, Worker
+from sinas_server.kernel.runtime import Runtime
 from sinas_server.kernel.unit import Database, Db
 from sinas_server.settings import Settings
 from tests.faults.points import LostAnswerError, Points
@@ -67,14 +71,15 @@ class Hooks:
         original = getattr(owner, name)
 
         async def stepped(*args: object, **more: object) -> object:
-            self.reach(f"{step}:before", lost)
-            token = STEP.set(step)
-            try:
-                result = await original(*args, **more)
-            finally:
-                STEP.reset(token)
-            self.reach(f"{step}:after", lost)
-            return result
+            with self.points.working():
+                self.reach(f"{step}:before", lost)
+                token = STEP.set(step)
+                try:
+                    result = await original(*args, **more)
+                finally:
+                    STEP.reset(token)
+                self.reach(f"{step}:after", lost)
+                return result
 
         setattr(owner, name, stepped)
 
@@ -118,6 +123,13 @@ class Hooks:
             return claims
 
         setattr(Worker, "_claim", claim)  # noqa: B010 - as above
+        run_one = Worker._run_one
+
+        async def run(worker: Worker[Any], row_id: UUID, work: Claim[Any]) -> None:
+            with self.points.working():
+                await run_one(worker, row_id, work)
+
+        setattr(Worker, "_run_one", run)  # noqa: B010 - as above
 
     def quicker(self) -> None:
         """Retries and what a lost wake-up left behind are found sooner, which only saves time."""
@@ -147,6 +159,7 @@ class Hooks:
         self.quicker()
         self.claims()
         self.commits()
+        setattr(loop, "prepare", _once_awaited(getattr(loop, "prepare")))  # noqa: B009, B010 - as above
         self.around(loop, "prepare", "prepare")
         self.around(loop, "read_history", "ask")
         for name in JOURNAL:
@@ -224,6 +237,15 @@ class Watched:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        with self._hooks.points.working():
+            await self._answer(scope, receive, send)
+
+    async def _answer(
+        self,
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
         for mark in parse_qs(scope["query_string"].decode()).get("mark", ()):
             os.write(self._marks, f"{mark}\n".encode())
             self._hooks.reach(f"mark.{mark.partition('.')[0]}")
@@ -248,3 +270,19 @@ async def _is_due(worker: Worker[Any]) -> bool:
     table: Any = worker.job.table
     due = select(func.count()).select_from(table).where(table.status == "PENDING", table.run_at <= func.now())
     return bool((await worker.runtime.database.rows(due))[0][0])
+
+
+Prepare = Callable[[Runtime, TurnRow], Awaitable[object]]
+
+
+def _once_awaited(prepare: Prepare) -> Prepare:
+    """Has the agent `called` begin only when its caller waits for it, however long that takes."""
+
+    async def prepare_late(runtime: Runtime, turn: TurnRow) -> object:
+        is_called = select(ChatRow.id).where(ChatRow.id == turn.chat_id, ChatRow.agent_name == "called").exists()
+        caller = select(TurnRow.id).where(TurnRow.id == turn.parent_turn_id, TurnRow.status == "RUNNING").exists()
+        while (await runtime.database.rows(select(is_called & caller)))[0][0]:
+            await asyncio.sleep(0.01)
+        return await prepare(runtime, turn)
+
+    return prepare_late

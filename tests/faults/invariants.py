@@ -28,8 +28,9 @@ class Invariants:
         self._since = stack.rows("SELECT clock_timestamp() AS now")[0]["now"]
 
     async def ends(self) -> None:
-        """Wait until every execution and every turn has ended."""
+        """Wait until every execution and every turn has ended, and nobody works any more."""
         await eventually(self._no_open, "not everything ends")
+        await self.stack.rest()
 
     async def _no_open(self) -> bool:
         open_ones = self.stack.rows(

@@ -3,12 +3,15 @@
 A plan is a file, `plan.json` in the stack's directory (`Plan`). The n-th time that a process passes the point the plan
 is taken away, so that it happens once, its actions are done there and then, and it becomes `fired.json`. Every point
 passed is a line of `trace.log`. The action `hold` has the process stand still there while there is a file `held`.
+While a process works it has a file in `busy`, under its pid.
 """
 
 import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
@@ -39,9 +42,24 @@ class Points:
         self._plan = root / "plan.json"
         self._fired = root / "fired.json"
         self._held = root / "held"
+        self._busy = root / "busy" / str(os.getpid())
+        self._tasks = 0
         self._trace = os.open(root / "trace.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._redis_url = redis_url
         self._seen = (0, 0)  # of which plan, how often its point was passed
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Have the process count as busy meanwhile."""
+        self._tasks += 1
+        if self._tasks == 1:
+            self._busy.touch()
+        try:
+            yield
+        finally:
+            self._tasks -= 1
+            if not self._tasks:
+                self._busy.unlink()
 
     def planned(self) -> str | None:
         """The point of the plan that has not happened yet."""
@@ -58,7 +76,10 @@ class Points:
         self._seen = (plan["number"], count)
         if count != plan["nth"]:
             return
-        firing = self._plan.rename(self._plan.with_name("firing.json"))
+        try:
+            firing = self._plan.rename(self._plan.with_name("firing.json"))
+        except FileNotFoundError:
+            return  # another process passes it at the same time, or the test has just forgotten it
         supervisor, last = os.getppid(), (plan["actions"] or ["nothing"])[-1]
         for action in plan["actions"]:
             if action == "flush":
@@ -84,12 +105,15 @@ class Points:
 
 
 def kill(supervisor: int, name: str) -> None:
-    """Kill -9 one of the stack's processes, of a server its own children too."""
-    for pid in [supervisor] if name == "supervisor" else pids_of(supervisor, name):
+    """Kill -9 one of the stack's processes, of a server its own children too; returns when they are dead."""
+    pids = [supervisor] if name == "supervisor" else pids_of(supervisor, name)
+    for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+    while any(comm(pid) for pid in pids):
+        time.sleep(0.001)
 
 
 def pids_of(supervisor: int, name: str) -> list[int]:
@@ -100,8 +124,9 @@ def pids_of(supervisor: int, name: str) -> list[int]:
 
 
 def comm(pid: int) -> str:
-    """The short name of a process, empty when it is gone."""
+    """The short name of a process, empty when it is dead, also while nobody has taken note of that."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+    return "" if rest.split()[0] in ("Z", "X") else name.partition("(")[2]

@@ -79,6 +79,7 @@ async def retried(stack: Stack, point: tuple[str, int], actions: str) -> None:
     await add_agent(stack, name, broken, [f"t/{function}" for function in FUNCTIONS])
     made = await stack.ask("POST", f"/agents/t/{name}/chats", {})
     failed = await Reader(stack, made["id"]).say("go")
+    await invariants.ends()
     assert failed["last_turn"]["status"] == "FAILED"
     await stack.ask("PUT", f"/api/v1/llm-providers/{name}", {"config": {"rules": RULES}})
     stack.plan(*point, actions)

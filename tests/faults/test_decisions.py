@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from uuid import uuid4
 
 import httpx2
@@ -40,6 +41,7 @@ class Asking:
         await both(patient, restless, "go")
         if point != NOTHING:
             await self.stack.happened()
+        await self.stack.rest()
         for reader in self.readers:
             assert reader.end is not None
             assert (reader.end.name, reader.end.data["status"]) == ("done", "suspended")
@@ -103,11 +105,15 @@ class Asking:
             self.invariants.told(turn["id"], late, refused=refused or ())
 
 
-def ran(invariants: Invariants, chat_id: str) -> Counter[str]:
-    """What a chat has executed, each once and to its end."""
+def ran(invariants: Invariants, chat_id: str, *, lost: Sequence[str] = ()) -> Counter[str]:
+    """What a chat has executed, each once and to its end, but for what was `lost` with its worker."""
     rows = [row for row in invariants.executions() if str(row["chat_id"]) == chat_id]
     for row in rows:
-        assert (row["status"], *invariants.runs(row)) == ("COMPLETED", 1, 1), row
+        if row["name"] in lost:
+            assert (row["status"], row["cause"]) == ("FAILED", "interrupted"), row
+            assert invariants.runs(row)[0] <= 1
+        else:
+            assert (row["status"], *invariants.runs(row)) == ("COMPLETED", 1, 1), row
     return Counter(row["name"] for row in rows)
 
 
@@ -118,15 +124,20 @@ def decided(stack: Stack, chat_id: str) -> Counter[str]:
     )
 
 
-async def asked_and_told(invariants: Invariants, asking: Asking, *, approved: bool = True) -> None:
+async def asked_and_told(
+    invariants: Invariants, asking: Asking, *, approved: bool = True, worker_lost: bool = False
+) -> None:
     """The user decides and answers, and the agent comes to its end."""
     await asking.decide(approved=approved)
     await asking.answer()
     await asking.stack.happened()
     chat = await asking.follow()
+    lost = [row["name"] for row in invariants.executions() if worker_lost and row["status"] == "FAILED"]
+    assert lost in ([], ["once"])  # what he has just allowed
     refused = [] if approved else asking.ids[:1]
-    await asking.is_settled(chat, *ASKED, f"You say blue, {approved}.", refused=refused)
-    assert ran(invariants, chat["id"]) == {"again": 1, **({"once": 1} if approved else {})}
+    said = f"You say blue, {approved and not lost}."
+    await asking.is_settled(chat, *ASKED, said, refused=refused)
+    assert ran(invariants, chat["id"], lost=lost) == {"again": 1, **({"once": 1} if approved else {})}
     decision = "approve_tool" if approved else "reject_tool"
     assert decided(asking.stack, chat["id"]) == {decision: 1, "answer_question": 1}
 
@@ -136,20 +147,20 @@ async def told(invariants: Invariants, point: Point, actions: str, *, approved: 
     asking = Asking(invariants)
     await asking.begin()
     asking.stack.plan(*point, actions)
-    await asked_and_told(invariants, asking, approved=approved)
+    await asked_and_told(invariants, asking, approved=approved, worker_lost=actions == "supervisor")
 
 
 async def test_a_trace_has_these_points(stack: Stack, invariants: Invariants) -> None:
     asking = Asking(invariants)
     stack.forget_trace()
     await asking.begin()
-    passed = Counter(await stack.trace("paused:after"))
+    passed = await stack.trace("paused:after")
     steps = ("answered", "waits", "finished", "paused", "resume")
     assert [passed[f"{step}:committed"] for step in steps] == [1, 1, 1, 1, 0]
     stack.forget_trace()
     stack.plan("request:commit", 1, "")
     await asked_and_told(invariants, asking)
-    passed = Counter(await stack.trace("expire:after"))
+    passed = await stack.trace("expire:after")
     later = ("request", "answered", "tool", "finished", "completed", "sweep")
     assert [passed[f"{step}:committed"] for step in later] == [4, 0, 1, 2, 1, 0]
 

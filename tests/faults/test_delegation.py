@@ -32,7 +32,7 @@ async def test_a_trace_has_these_points_and_no_more(stack: Stack, invariants: In
     invariants.answered(done, reader)
     await invariants.delegated(done)
     await invariants.ends()
-    passed = Counter(await stack.trace("expire:after"))
+    passed = await stack.trace("expire:after")
     most = Counter(point for point, _ in BOTH)
     assert {point: passed[point] for point in most} == dict(most)
 

@@ -38,7 +38,7 @@ async def seen(invariants: Invariants, point: tuple[str, int], actions: str) -> 
 async def test_a_trace_has_these_points_and_no_more(stack: Stack, invariants: Invariants) -> None:
     stack.forget_trace()
     await seen(invariants, ("completed:before", 1), "")
-    passed = Counter(await stack.trace("expire:after"))
+    passed = await stack.trace("expire:after")
     assert {point: passed[point] for point, _ in POINTS} == Counter(point for point, _ in POINTS)
 
 

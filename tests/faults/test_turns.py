@@ -136,7 +136,7 @@ async def test_a_trace_has_these_points_and_no_more(stack: Stack, invariants: In
     reader = Reader(stack, chat["id"])
     invariants.answered(await reader.say("go"), reader)
     await invariants.ends()
-    passed = Counter(await stack.trace("expire:after"))
+    passed = await stack.trace("expire:after")
     steps = {"create": 1, "append": APPENDS, "answered": 1, "finished": 2, "tool": 2, "completed": 1}
     assert {step: passed[f"{step}:after"] for step in steps} == steps
     commits = [point for point in passed if point.endswith(":committed")]
