@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.exc import OperationalError
 
 from sinas_server import app, roles
@@ -27,6 +27,7 @@ from sinas_server.functions.trusted import TrustedHost
 from sinas_server.kernel import job
 from sinas_server.kernel.job import Claim, Worker
 from sinas_server.kernel.runtime import Runtime
+from sinas_server.kernel.tables import TAKEN
 from sinas_server.kernel.unit import Database, Db
 from sinas_server.settings import Settings
 from tests.faults.points import LostAnswerError, Points
@@ -107,10 +108,10 @@ class Hooks:
         original = Worker._claim
 
         async def claim(worker: Worker[Any], most: int) -> list[Any]:
+            if not await _is_due(worker):
+                return []  # it will look again, and not take what becomes due now, before which something was planned
             step = f"{worker.job.queue}.claim"
             planned = (self.points.planned() or "").startswith(f"{step}:")
-            if planned and not await _is_due(worker):
-                return []  # it will look again, and not pass by what has become due in this moment
             if planned:
                 self.reach(f"{step}:before")
             token = STEP.set(step if planned else None)
@@ -268,8 +269,9 @@ class Watched:
 
 async def _is_due(worker: Worker[Any]) -> bool:
     table: Any = worker.job.table
-    due = select(func.count()).select_from(table).where(table.status == "PENDING", table.run_at <= func.now())
-    return bool((await worker.runtime.database.rows(due))[0][0])
+    new = (table.status == "PENDING") & (table.run_at <= func.now())
+    lost = table.status.in_(TAKEN) & (table.lease_until < func.now()) & table.id.not_in(list(worker.running))
+    return bool((await worker.runtime.database.rows(select(exists().where(new | lost))))[0][0])
 
 
 Prepare = Callable[[Runtime, TurnRow], Awaitable[object]]
