@@ -124,6 +124,26 @@ async def test_redis_forgets_in_the_middle(
     assert texts(found) == {"stdout": "first\nlast", "stderr": "warned\n"}
 
 
+async def test_what_is_published_anew_in_other_pieces_is_told_once(runtime: Runtime, user: Person) -> None:
+    """By who watched before Redis forgot, and by who comes back."""
+    execution_id = await record(runtime, user, status="RUNNING", attempt=1, stdout="abc")
+    [row] = await runtime.database.rows(select(*ExecutionRow.__table__.columns))
+    live_log = LiveLog(runtime, ExecutionRow.loaded(row._asdict()))
+    live_log.on_output("stdout", "a")
+    found: list[Json] = []
+    async for event in events(runtime, execution_id):
+        if not found:
+            live_log.on_output("stdout", "bc")
+            await runtime.redis.flushdb()
+        elif event["type"] == "log":
+            back = await anext(events(runtime, execution_id, Position.parse(found[0]["id"])))
+            await live_log.close()
+            await runtime.database.rows(update(ExecutionRow).values(status="COMPLETED"))
+        found.append(event)
+    assert texts(found) == {"stdout": "abc", "stderr": ""}
+    assert back["output"] == "bc"
+
+
 async def test_another_attempt_begins_anew(
     runtime: Runtime, user: Person, declare: Declare, worker: Worker[Any]
 ) -> None:

@@ -132,10 +132,19 @@ class _Seen:
         self.lengths = dict.fromkeys(NAMES, 0)
         return [sse.event("restart", {"attempt": attempt})] if before else []
 
+    @property
+    def length(self) -> int:
+        """How much of the attempt."""
+        return sum(self.lengths.values())
+
+    def new(self, output: str, end: Position) -> str:
+        """What of it was not there before: what is published anew comes in other pieces."""
+        return output[max(0, self.length - (end.offset - len(output))) :]
+
     def log(self, stream: str, output: str) -> bytes:
         """More of the attempt."""
         self.lengths[stream] += len(output)
-        event_id = str(Position(self.attempt, sum(self.lengths.values())))
+        event_id = str(Position(self.attempt, self.length))
         return sse.event("log", {"stream": stream, "output": output, "attempt": self.attempt}, event_id)
 
     def rest(self, row: ExecutionRow) -> Iterator[bytes]:
@@ -169,7 +178,12 @@ async def follow(runtime: Runtime, execution_id: UUID, after: Position) -> Async
                 last = event.position
                 blocks = seen.restart(last.step) if last.step != seen.attempt else []
                 printed = orjson.loads(event.data)
-                blocks.append(seen.log(printed["stream"], printed["output"]))
+                stream, output = printed["stream"], seen.new(printed["output"], last)
+                had = max(0, after.offset - last.offset + len(output)) if after.step == last.step else 0
+                if had and output:
+                    seen.log(stream, output[:had])
+                if output[had:]:
+                    blocks.append(seen.log(stream, output[had:]))
                 for block in blocks if last > after else ():
                     told = clock.time()
                     yield block
