@@ -14,8 +14,10 @@ from sinas_server.settings import Settings
 from tests.documents import documents
 from tests.live import Live, running
 
-CASES = "2"
+CASES = os.environ.get("FUZZ_CASES", "2")
 """Generated at random for each operation, besides those that cover every field of it: these are the most."""
+SEED = os.environ.get("FUZZ_SEED", "1")
+"""A run judges the code, not the draw: who wants to find more asks for another seed, and for more cases."""
 HERE = Path(__file__).parent
 SETTINGS = Settings(_env_file=None)
 DOCUMENTS = sorted(documents(create_app(SETTINGS, lambda: open_runtime(SETTINGS, "test"))))
@@ -38,6 +40,7 @@ def test_no_input_is_a_server_error(
     command = [str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(HERE / "schemathesis.toml")]
     command += ["run", document]
     options = ["--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--max-examples", CASES]
+    options += ["--seed", SEED]
     options += ["-H", f"Authorization: Bearer {own.key}", "--request-timeout", "60", "--no-color"]
     # Deleting the key or rights that the run itself uses would end it: the fuzzer only sees that they are refused.
     options += ["--exclude-path-regex", "/(roles|users|api-keys)/.+"]
