@@ -107,7 +107,7 @@ class Hooks:
         """A worker that looks for work passes these points only if there is some; all but the last only if planned."""
         original = Worker._claim
 
-        async def claim(worker: Worker[Any], most: int) -> list[Any]:
+        async def claim(worker: Worker[Any], most: int, *, has_slots: bool) -> list[Any]:
             if not await _is_due(worker):
                 return []  # it will look again, and not take what becomes due now, before which something was planned
             step = f"{worker.job.queue}.claim"
@@ -116,7 +116,7 @@ class Hooks:
                 self.reach(f"{step}:before")
             token = STEP.set(step if planned else None)
             try:
-                claims = await original(worker, most)
+                claims = await original(worker, most, has_slots=has_slots)
             finally:
                 STEP.reset(token)
             if claims:

@@ -97,6 +97,7 @@ async def test_each_execution_reaches_one_end_through_random_kills(
         assert row["status"] == "COMPLETED", row
         assert row["output_data"]["run"].startswith(row["id"]), row
     given_up = sum(row["cause"] is not None for row in rows)
+    assert given_up <= len(rows) // 20  # a worker runs few at a time
     again = sum(marks[row["id"]]["ended"] > 1 for row in rows)
     lost = sum(row["attempt"] - 1 - row["failures"] for row in rows)
     print(

@@ -206,9 +206,9 @@ async def test_looks_without_a_free_slot_give_the_background_no_turn(
     """Every fourth row comes from the background, however often the worker looks for nested ones meanwhile."""
     claim, looks = Worker._claim, 0
 
-    async def counted(self: Worker[WorkRow], most: int) -> list[Claim[WorkRow]]:
+    async def counted(self: Worker[WorkRow], most: int, *, has_slots: bool) -> list[Claim[WorkRow]]:
         nonlocal looks
-        claims = await claim(self, most)
+        claims = await claim(self, most, has_slots=has_slots)
         looks += 1
         return claims
 
@@ -244,6 +244,23 @@ async def test_a_slot_that_gets_free_while_it_finds_out_what_it_holds_is_one_slo
         object.__setattr__(worker, "_release_own", meanwhile)
         object.__setattr__(worker, "_unsure", True)
         await wake(scene.runtime, QUEUE, 1)
+        await scene.until(lambda: len(scene.ended) == len(names))
+    assert scene.most == 1
+
+
+async def test_a_slot_that_gets_free_while_it_waits_to_claim_is_one_slot(scene: Scene) -> None:
+    """It then looks for nested work only, of which it may take far more than it has slots."""
+    names = ["first", *(f"row-{number}" for number in range(5))]
+    door = scene.hold("first")
+    for name in names:
+        await scene.add(name, wakes=False)
+    async with scene.worker(slots=1) as worker:
+        await scene.until(lambda: "first" in scene.now)
+        async with worker._claiming:  # as who keeps leases does
+            await wake(scene.runtime, QUEUE, 1)
+            await scene.until(lambda: bool(worker._claiming._waiters))
+            door.set()
+            await scene.until(lambda: not worker.running)
         await scene.until(lambda: len(scene.ended) == len(names))
     assert scene.most == 1
 
@@ -294,10 +311,10 @@ async def test_a_worker_starts_while_the_database_is_busy(scene: Scene, monkeypa
     claim = Worker._claim
     failures = iter([True])
 
-    async def sometimes(self: Worker[WorkRow], most: int) -> list[Claim[WorkRow]]:
+    async def sometimes(self: Worker[WorkRow], most: int, *, has_slots: bool) -> list[Claim[WorkRow]]:
         if next(failures, False):
             await self.runtime.database.rows(text("SELECT 1 / 0"))
-        return await claim(self, most)
+        return await claim(self, most, has_slots=has_slots)
 
     monkeypatch.setattr(Worker, "_claim", sometimes)
     await scene.add("row")

@@ -230,21 +230,21 @@ class Worker(Generic[R]):
         """Start what is due; whether there may be more that this worker has room for."""
         if self._unsure:
             self._unsure = not await self._release_own()
-        most = self._free() or MAX_NESTED - len(self._nested)
+        free = self._free()
+        most = free or MAX_NESTED - len(self._nested)
         self._may_be_more = self._may_be_more or most <= 0
         if most <= 0:
             return False
-        has_slots = bool(self._free())
         try:
             async with self._claiming:
-                claims = await self._claim(most)
+                claims = await self._claim(most, has_slots=free > 0)  # as counted, though one may get free meanwhile
                 self._start(claims)
         except SQLAlchemyError as error:
             log.warning("cannot claim work now", queue=self.job.queue, error=str(error).partition("\n")[0])
             self._unsure = self._unsure or is_lost(error)
             await asyncio.sleep(POLL_SECONDS / 2)
             return False
-        if has_slots:  # nothing to claim: the wake-up may have been for a row that has not quite ended here
+        if free:  # nothing to claim: the wake-up may have been for a row that has not quite ended here
             self._may_be_more = len(claims) == most or not claims
             self._has_all = len(claims) < most
         self._note_free()
@@ -257,8 +257,7 @@ class Worker(Generic[R]):
                 self._nested.add(row_id)
             self.running[row_id] = asyncio.create_task(self._run_one(row_id, claim))
 
-    async def _claim(self, most: int) -> list[Claim[R]]:
-        has_slots = bool(self._free())
+    async def _claim(self, most: int, *, has_slots: bool) -> list[Claim[R]]:
         self._looks += has_slots  # others look for what is nested only
         parameters = {
             "most": most,
