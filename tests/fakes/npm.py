@@ -90,7 +90,8 @@ def serving(arguments: Sequence[str], log: Path) -> Iterator[str]:
 
 def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
     while process.poll() is None:
-        for word in log.read_text().split():
+        whole, _, _ = log.read_text().rpartition("\n")  # what is being written may be half an address
+        for word in whole.split():
             if word.startswith("http://"):
                 return word.rstrip("/.,")
         try:
