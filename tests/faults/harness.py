@@ -150,11 +150,12 @@ class Stack:
 
     async def rest(self) -> None:
         """Wait until nobody works: much is done after the end that rows tell of, and passes points, or dies there."""
-        me = self._forks.pid
+        me, roles = self._forks.pid, {f"sinas-{role}" for role in ROLES}
 
         async def rests() -> bool:
-            alive = parents()
-            return not [file for file in (self.root / "busy").iterdir() if alive.get(int(file.name)) == me]
+            alive = parents()  # a file of one that was killed stays; a server may have got its pid
+            busy = [int(file.name) for file in (self.root / "busy").iterdir()]
+            return not [pid for pid in busy if alive.get(pid) == me and comm(pid) in roles]
 
         await eventually(rests, "somebody works on and on")
 

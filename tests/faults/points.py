@@ -43,6 +43,7 @@ class Points:
         self._fired = root / "fired.json"
         self._held = root / "held"
         self._busy = root / "busy" / str(os.getpid())
+        self._busy.unlink(missing_ok=True)  # of one that was killed and had the same pid
         self._tasks = 0
         self._trace = os.open(root / "trace.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._redis_url = redis_url
