@@ -39,7 +39,9 @@ JOURNAL = (
 """The methods of the journal that write."""
 STEP: ContextVar[str | None] = ContextVar("STEP", default=None)
 Message = MutableMapping[str, Any]
-App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def lost_database() -> Exception:
@@ -228,12 +230,7 @@ class Watched:
         self._app = app
         self._marks = os.open(hooks.root / "marks.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    async def __call__(
-        self,
-        scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -241,12 +238,7 @@ class Watched:
         with self._hooks.points.working():
             await self._answer(scope, receive, send)
 
-    async def _answer(
-        self,
-        scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         for mark in parse_qs(scope["query_string"].decode()).get("mark", ()):
             os.write(self._marks, f"{mark}\n".encode())
             self._hooks.reach(f"mark.{mark.partition('.')[0]}")

@@ -227,12 +227,18 @@ async def test_looks_without_a_free_slot_give_the_background_no_turn(
     assert scene.ended[:5] == ["asked 0", "asked 1", "asked 2", "background 0", "asked 3"]
 
 
-async def test_a_slot_that_gets_free_while_it_finds_out_what_it_holds_is_one_slot(scene: Scene) -> None:
-    """As after a restart of the database, whose last answer was lost."""
+async def _queue_behind_one(scene: Scene) -> tuple[list[str], asyncio.Event]:
+    """Rows of which the first is held: their names, and what lets it go."""
     names = ["first", *(f"row-{number}" for number in range(5))]
     door = scene.hold("first")
     for name in names:
         await scene.add(name, wakes=False)
+    return names, door
+
+
+async def test_a_slot_that_gets_free_while_it_finds_out_what_it_holds_is_one_slot(scene: Scene) -> None:
+    """As after a restart of the database, whose last answer was lost."""
+    names, door = await _queue_behind_one(scene)
     async with scene.worker(slots=1) as worker:
         await scene.until(lambda: "first" in scene.now)
 
@@ -250,10 +256,7 @@ async def test_a_slot_that_gets_free_while_it_finds_out_what_it_holds_is_one_slo
 
 async def test_a_slot_that_gets_free_while_it_waits_to_claim_is_one_slot(scene: Scene) -> None:
     """It then looks for nested work only, of which it may take far more than it has slots."""
-    names = ["first", *(f"row-{number}" for number in range(5))]
-    door = scene.hold("first")
-    for name in names:
-        await scene.add(name, wakes=False)
+    names, door = await _queue_behind_one(scene)
     async with scene.worker(slots=1) as worker:
         await scene.until(lambda: "first" in scene.now)
         async with worker._claiming:  # as who keeps leases does
